@@ -1,0 +1,1 @@
+"""Job files and the command line: YAML to options to a run, and views of a run."""

@@ -1,0 +1,1 @@
+"""Arrays to arrays: the numerical work, without files, MPI or options."""
