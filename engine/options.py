@@ -1,0 +1,284 @@
+"""What a job can be told: frozen dataclasses whose fields carry help, unit, range and choices.
+
+A key is defined once, here. The reader of job files, `--set`, `vitrea new` and docs/job-keys.md are all made from the
+same table, so none of them can disagree with the program. A field's annotation is its type (int, float, bool, str,
+Path; `| None` where null is allowed) and `key(...)` holds everything else. Texts are converted by `Option.parse`
+according to the field, not by YAML's guesses: YAML 1.1 reads `1e-3` as a text, `no` as false and `1:30` as ninety.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class OptionError(ValueError):
+    """A value that a key does not take; reads `found; expected`, without the place, which only the caller knows."""
+
+
+def key(help: str, default: object = dataclasses.MISSING, **details: object) -> typing.Any:
+    """A dataclass field that is a key of a job file.
+
+    help is one line, without a full stop. details are fields of `Option`: unit, minimum, maximum, above (an open lower
+    limit), choices (value -> one line), null_means, example, section, resumable (may be changed by `vitrea resume`).
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **details})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key of a job: its type, default, range and words."""
+
+    name: str
+    kind: type
+    nullable: bool
+    default: object
+    help: str
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    choices: typing.Mapping[str, str] | None = None
+    null_means: str = ""
+    example: object = None
+    section: str = ""
+    resumable: bool = False
+
+    @property
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    def expected(self) -> str:
+        """What the key takes, for people: `a whole number, at least 1`."""
+        if self.choices:
+            words = f"one of {', '.join(self.choices)}"
+        else:
+            words = _KIND_WORDS[self.kind] + (f" [{self.unit}]" if self.unit else "") + self._range_words()
+        return f"{words}, or null ({self.null_means})" if self.nullable else words
+
+    def parse(self, text: str) -> object:
+        """The value of a text from a job file or the command line; OptionError if it is not one of this key."""
+        text = text.strip()
+        if text in ("null", "~", ""):
+            return self.check(None)
+        if self.kind is bool:
+            return self.check(_BOOLEANS.get(text.lower(), text))
+        if self.kind in (int, float):
+            return self.check(_number(text))
+        return self.check(Path(text) if self.kind is Path else text)
+
+    def check(self, value: object) -> object:
+        """The value if the key takes it (a whole number becomes a float where one is due); OptionError if not."""
+        if value is None:
+            if not self.nullable:
+                raise self._refusal("empty")
+            return None
+        if self.kind is Path and isinstance(value, str):
+            value = Path(value)
+        if self.kind in (int, float):
+            value = self._checked_number(value)
+        if not isinstance(value, self.kind) or (self.choices and value not in self.choices):
+            raise self._refusal(_shown(value))
+        return value
+
+    def _checked_number(self, value: object) -> int | float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise self._refusal(_shown(value))
+        if self.kind is int and value != int(value):
+            raise self._refusal(_shown(value))
+        outside = (
+            (self.minimum is not None and value < self.minimum)
+            or (self.above is not None and value <= self.above)
+            or (self.maximum is not None and value > self.maximum)
+        )
+        if outside:
+            raise self._refusal(_shown(value))
+        return self.kind(value)
+
+    def _range_words(self) -> str:
+        if self.minimum is not None and self.maximum is not None:
+            return f", {format_value(self.minimum)} to {format_value(self.maximum)}"
+        words = f", above {format_value(self.above)}" if self.above is not None else ""
+        words += f", at least {format_value(self.minimum)}" if self.minimum is not None else ""
+        return words + (f", at most {format_value(self.maximum)}" if self.maximum is not None else "")
+
+    def _refusal(self, found: str) -> OptionError:
+        return OptionError(f"{self.name} is {found}; expected {self.expected()}")
+
+
+# Sections of a job file, in its order, with the heading each one has there.
+SECTIONS = {
+    "job": "What is classified",
+    "particles": "The particles",
+    "model": "The model",
+    "search": "The search over in-plane angles and shifts",
+    "iterations": "Iterations",
+    "machine": "The machine",
+}
+
+
+@functools.cache
+def options_of(cls: type) -> dict[str, Option]:
+    """The keys of an options class by name, in the order of the class."""
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for field in dataclasses.fields(cls):
+        kind, nullable = _kind(hints[field.name])
+        found[field.name] = Option(
+            name=field.name, kind=kind, nullable=nullable, default=field.default, **field.metadata
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What every job is told. Values are checked when the object is made: OptionError names the key."""
+
+    input: Path = key("the particles: a RELION STAR file (3.0 or 3.1)", example=Path("particles.star"), section="job")
+    output: Path = key("the run folder that is made", example=Path("runs/first"), section="job")
+
+    def __post_init__(self) -> None:
+        for name, option in options_of(type(self)).items():
+            object.__setattr__(self, name, option.check(getattr(self, name)))
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Pairs (key, sentence) of values that are right by themselves and wrong together."""
+        yield from ()
+
+    def as_dict(self) -> dict[str, object]:
+        """The keys and values with paths as texts: what goes into JSON."""
+        return {name: _plain(getattr(self, name)) for name in options_of(type(self))}
+
+
+CTF_CHOICES = {
+    "full": "amplitudes and phases in the likelihood",
+    "phase_flipped": "the particles' phases were flipped before",
+    "intact_first_peak": "ignore the CTF's amplitude until its first peak",
+    "none": "no CTF: the particles carry none, or it is not known",
+}
+NORMALISE_CHOICES = {
+    "check": "refuse particles that are not normalised as RELION does",
+    "always": "normalise: background mean 0 and standard deviation 1 outside the particle circle",
+    "never": "take the particles as they are",
+}
+ALGORITHM_CHOICES = {
+    "auto": "mini-batches first if there are many particles, then full passes",
+    "full": "every iteration sees every particle",
+    "minibatch": "mini-batches first, then full passes",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify2dOptions(JobOptions):
+    """The keys of `job: classify2d`."""
+
+    n_classes: int = key("number of class averages; about a fiftieth to a two-hundredth of the particles",
+                         minimum=1, example=50, section="job")
+    particle_diameter: float = key("diameter of the circular mask; a little more than the particle's longest axis",
+                                   unit="Å", above=0, example=180.0, section="job")
+    seed: int = key("first number of every random draw; the same seed gives the same result on any number of ranks", 0,
+                    minimum=0, section="job")
+
+    ctf: str = key("how the contrast transfer function enters", "full", choices=CTF_CHOICES, section="particles")
+    normalise: str = key("what to do about the particles' normalisation", "check", choices=NORMALISE_CHOICES,
+                         section="particles")
+    invert_contrast: bool = key("particles are dark on bright; turn them round", False, section="particles")
+    skip_limit: float = key("largest fraction of unreadable or non-finite images that is set aside; more stop the run",
+                            0.01, minimum=0, maximum=1, section="particles")
+
+    tau2_fudge: float = key("weight of the data against the prior, RELION's T: higher shows more detail, and more noise", 2.0,
+                            above=0, section="model")
+    norm_correction: bool = key("estimate one brightness factor per particle", True, section="model")
+    center_classes: bool = key("move class averages to the middle of the box; the particles' origins follow", True,
+                               section="model")
+    max_resolution: float | None = key("finest resolution used", None, unit="Å", above=0,
+                                       null_means="as far as the signal reaches", example=8.0, section="model")
+    mask_edge: float = key("width of the mask's soft edge", 5.0, unit="px", minimum=0, section="model")
+
+    psi_step: float = key("coarse step of the in-plane angle; the fine step is half of it", 6.0, unit="degrees",
+                          minimum=0.5, maximum=45, section="search")
+    offset_range: float = key("largest shift searched, in both directions, in pixels of the input", 5.0, unit="px",
+                              minimum=0, section="search")
+    offset_step: float = key("coarse step of the shift, in pixels of the input; the fine step is half of it", 2.0,
+                             unit="px", minimum=0.25, section="search")
+    adaptive_fraction: float = key("share of the posterior weight that is searched again at the fine level", 0.999,
+                                   minimum=0.5, maximum=1, section="search")
+
+    algorithm: str = key("how the particles are gone through", "auto", choices=ALGORITHM_CHOICES, section="iterations")
+    max_iterations: int = key("full passes, at most", 30, minimum=1, resumable=True, section="iterations")
+    minibatch_iterations: int = key("mini-batch iterations before the full passes", 60, minimum=1,
+                                    section="iterations")
+    minibatch_size: int | None = key("particles in a mini-batch", None, minimum=1, null_means="chosen from n_classes",
+                                     example=5000, section="iterations")
+    convergence_change: float = key("the run may stop when a smaller fraction of the particles changes class", 0.01,
+                                    minimum=0, maximum=1, section="iterations")
+
+    threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
+                       section="machine")
+    checkpoint_minutes: float = key("time between checkpoints", 10.0, unit="minutes", minimum=0, resumable=True,
+                                    section="machine")
+    memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", above=0,
+                                     null_means="no limit", example=8.0, resumable=True, section="machine")
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if 0 < self.offset_range < self.offset_step:
+            yield "offset_step", (
+                f"offset_step is {format_value(self.offset_step)} px, more than offset_range of "
+                f"{format_value(self.offset_range)} px; only the shift 0 would be searched; "
+                "make the step smaller, or write offset_range: 0 if no shift is wanted"
+            )
+        if self.memory_limit is not None and self.memory_limit < 0.1:
+            yield "memory_limit", (
+                f"memory_limit is {format_value(self.memory_limit)} GB; the program alone needs more than 0.1 GB a rank; "
+                "give gigabytes a rank, or null for no limit"
+            )
+
+
+def format_value(value: object) -> str:
+    """A value as it stands in a job file: `null`, `true`, `0.001`, `runs/first`; quoted where YAML needs it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    text = str(value)
+    if isinstance(value, Path | str) and not _PLAIN.issuperset(text):
+        return "'" + text.replace("'", "''") + "'"
+    return text
+
+
+_KIND_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+-=@")
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _shown(value: object) -> str:
+    return f"'{value}'" if isinstance(value, str | Path) else format_value(value)
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _kind(hint: object) -> tuple[type, bool]:
+    if isinstance(hint, types.UnionType):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+        return kinds[0], True
+    return hint, False
