@@ -183,17 +183,17 @@ class Classify2dOptions(JobOptions):
                          minimum=1, example=50, section="job")
     particle_diameter: float = key("diameter of the circular mask; a little more than the particle's longest axis",
                                    unit="Å", above=0, example=180.0, section="job")
-    seed: int = key("first number of every random draw; the same seed gives the same result on any number of ranks", 0,
+    seed: int = key("start of every random draw; one seed, one result, on any number of ranks", 0,
                     minimum=0, section="job")
 
     ctf: str = key("how the contrast transfer function enters", "full", choices=CTF_CHOICES, section="particles")
     normalise: str = key("what to do about the particles' normalisation", "check", choices=NORMALISE_CHOICES,
                          section="particles")
     invert_contrast: bool = key("particles are dark on bright; turn them round", False, section="particles")
-    skip_limit: float = key("largest fraction of unreadable or non-finite images that is set aside; more stop the run",
+    skip_limit: float = key("fraction of bad images (unreadable, not finite) that is set aside; more stop the run",
                             0.01, minimum=0, maximum=1, section="particles")
 
-    tau2_fudge: float = key("weight of the data against the prior, RELION's T: higher shows more detail, and more noise", 2.0,
+    tau2_fudge: float = key("weight of the data against the prior, RELION's T: higher, more detail and noise", 2.0,
                             above=0, section="model")
     norm_correction: bool = key("estimate one brightness factor per particle", True, section="model")
     center_classes: bool = key("move class averages to the middle of the box; the particles' origins follow", True,
@@ -224,8 +224,8 @@ class Classify2dOptions(JobOptions):
                        section="machine")
     checkpoint_minutes: float = key("time between checkpoints", 10.0, unit="minutes", minimum=0, resumable=True,
                                     section="machine")
-    memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", above=0,
-                                     null_means="no limit", example=8.0, resumable=True, section="machine")
+    memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
+                                       null_means="no limit", example=8.0, resumable=True, section="machine")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if 0 < self.offset_range < self.offset_step:
@@ -233,11 +233,6 @@ class Classify2dOptions(JobOptions):
                 f"offset_step is {format_value(self.offset_step)} px, more than offset_range of "
                 f"{format_value(self.offset_range)} px; only the shift 0 would be searched; "
                 "make the step smaller, or write offset_range: 0 if no shift is wanted"
-            )
-        if self.memory_limit is not None and self.memory_limit < 0.1:
-            yield "memory_limit", (
-                f"memory_limit is {format_value(self.memory_limit)} GB; the program alone needs more than 0.1 GB a rank; "
-                "give gigabytes a rank, or null for no limit"
             )
 
 
