@@ -1,0 +1,67 @@
+"""What every test may ask for, and how the ranks of an MPI test run report: rank 0 speaks for all.
+
+`pytest` runs the tests without the marker `mpi`; `pytest --with-mpi` runs these too, on one rank; and
+`mpiexec -n 4 pytest --only-mpi` runs them alone on four.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("VITREA_DATA") or REPOSITORY.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real particle stacks and maps; tests that need it are skipped, visibly, where it is not."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data: {DATA} is not there; set VITREA_DATA to the folder")
+    return DATA
+
+
+@pytest.fixture
+def comm():
+    """A communicator of all ranks that belongs to this test: a failure of one rank cannot spoil the next test."""
+    from vitrea.engine.comm import world
+
+    fresh = world().Dup()
+    yield fresh
+    fresh.Free()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    if not (config.getoption("with_mpi", False) or config.getoption("only_mpi", False)):
+        return
+    from vitrea.engine.comm import world
+
+    if world().size > 1:
+        config.pluginmanager.register(OneVoice(world().Dup(), config), "one-voice")
+
+
+class OneVoice:
+    """Ranks other than 0 are silent; their failures are shown by rank 0, and one failing rank fails the run."""
+
+    def __init__(self, comm, config):
+        self.comm = comm
+        self.failures = []
+        if comm.rank > 0:
+            config.pluginmanager.get_plugin("terminalreporter")._tw._file = io.StringIO()
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed and self.comm.rank > 0:
+            self.failures.append(f"rank {self.comm.rank} of {self.comm.size}, {report.nodeid}:\n{report.longreprtext}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session, exitstatus):
+        self.failures = [text for texts in self.comm.allgather(self.failures) for text in texts]
+        session.exitstatus = max(self.comm.allgather(int(exitstatus)))
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.failures:
+            terminalreporter.section("failures of other ranks", red=True)
+        for text in self.failures:
+            terminalreporter.write_line(text)
