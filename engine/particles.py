@@ -1,0 +1,413 @@
+"""A particle STAR file as a table of numbers: which image, which optics, which CTF, which pose it came with.
+
+RELION 3.0 files (one block, microscope settings on every row) and 3.1 files (data_optics and data_particles) end in the
+same ParticleTable. Only the headers of the stacks are read here; every mistake is found before the run starts and is
+told with its row, counted from 1 over the rows of the particle table.
+"""
+import os
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from vitrea.engine.errors import JobError
+from vitrea.engine.stacks import StackHeader, read_header
+from vitrea.engine.star import read_star
+
+MICRON = 1e4   # Å; rlnDetectorPixelSize is in µm
+MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+PIXEL_SIZES = ("rlnImagePixelSize", "rlnPixelSize")
+
+
+@dataclass(frozen=True)
+class OpticsGroup:
+    """The settings that particles share; voltage, cs and amplitude_contrast are 0 where a file without CTF lacks them."""
+
+    number: int                # rlnOpticsGroup, as in the file
+    name: str
+    voltage: float             # [kV]
+    cs: float                  # [mm]
+    amplitude_contrast: float
+    pixel_size: float          # [Å/px]
+    box_size: int              # [px]
+
+
+@dataclass(frozen=True)
+class ParticleTable:
+    """N particles, one row each; arrays are in the order of the file (or of the rows taken)."""
+
+    path: Path
+    star_version: str                 # "3.0" or "3.1"
+    stacks: tuple[Path, ...]          # absolute paths
+    stack_names: tuple[str, ...]      # the same stacks as the STAR file writes them
+    headers: tuple[StackHeader, ...]
+    optics: tuple[OpticsGroup, ...]
+    optics_columns: dict              # label -> str[len(optics)]: further columns of data_optics, carried to outputs
+    has_ctf: bool                     # False if the file has no defocus
+    stack_index: np.ndarray           # int32[N] into stacks
+    section: np.ndarray               # int32[N], 0-based image in the stack
+    optics_index: np.ndarray          # int32[N] into optics
+    row_number: np.ndarray            # int64[N], 1-based row in the file, for messages
+    defocus_u: np.ndarray             # float64[N] [Å, underfocus positive]
+    defocus_v: np.ndarray             # float64[N] [Å]
+    defocus_angle: np.ndarray         # float64[N] [degrees]
+    phase_shift: np.ndarray           # float64[N] [degrees]
+    bfactor: np.ndarray               # float64[N] [Å²]
+    origin: np.ndarray                # float64[N, 2] (y, x) [Å], 0 if absent
+    psi: np.ndarray                   # float64[N] [degrees], 0 if absent
+    columns: dict                     # label -> str[N], everything as read
+
+    def __len__(self):
+        return len(self.section)
+
+    def take(self, rows):
+        """The table of these rows (int[n] or a mask), in that order; stacks and optics groups stay as they are."""
+        parts = {f.name: getattr(self, f.name)[rows] for f in fields(self)
+                 if isinstance(getattr(self, f.name), np.ndarray)}
+        columns = {label: column[rows] for label, column in self.columns.items()}
+        return replace(self, columns=columns, **parts)
+
+
+def read_particles(path, input_root=None):
+    """Read a particle STAR file of RELION 3.0 or 3.1 and check it against the headers of its stacks.
+
+    Image paths are resolved as RELION does, relative to the working directory (or to `input_root`, if given), then
+    relative to the folder of the STAR file and to each folder above it. Raises JobError, with file and row, for anything
+    missing, not a number, not finite, beyond its stack, or at odds with the boxes and optics groups.
+    """
+    path = Path(path)
+    blocks = read_star(path)
+    name = _particle_block(path, blocks)
+    rows = _Rows(path, blocks[name])
+    names, stack_index, section = _image_names(rows)
+    stacks = _resolve(rows, names, stack_index, input_root)
+    headers = _headers(rows, stacks, stack_index)
+    _check_sections(rows, names, headers, stack_index, section)
+    has_ctf = "rlnDefocusU" in rows
+    old = "optics" not in blocks
+    groups = _optics_by_row(rows, has_ctf) if old else _optics_by_group(rows, blocks["optics"], has_ctf)
+    groups = _with_boxes(rows, groups, headers, stack_index)
+    pixel_size = np.array([group.pixel_size for group in groups.optics])[groups.index]
+    return ParticleTable(
+        path=path, star_version="3.0" if old else "3.1", stacks=stacks, stack_names=names, headers=headers,
+        optics=groups.optics, optics_columns=groups.columns, has_ctf=has_ctf, stack_index=stack_index, section=section,
+        optics_index=groups.index, row_number=np.arange(1, len(rows) + 1), origin=_origin(rows, pixel_size),
+        psi=rows.numbers("rlnAnglePsi", 0.0), columns=rows.columns, **_ctf_columns(rows, has_ctf))
+
+
+# ---- rows of numbers, with their place in the file
+
+class _Rows:
+    """Columns of text of one block, read as numbers with the row named where that fails."""
+
+    def __init__(self, path, columns, kind="row"):
+        self.path, self.columns, self.kind = path, columns, kind
+
+    def __len__(self):
+        return len(next(iter(self.columns.values()), ()))
+
+    def __contains__(self, label):
+        return label in self.columns
+
+    def text(self, label, remedy="add the column"):
+        if label not in self.columns:
+            raise JobError(f"{self.path}: found no _{label} among the columns; expected it in every particle file like "
+                           f"this; {remedy}")
+        return self.columns[label]
+
+    def numbers(self, label, default=None):
+        """A column as float64[N]; `default` (if not None) fills a column that the file does not have."""
+        if label not in self.columns and default is not None:
+            return np.full(len(self), default)
+        text = self.text(label)
+        try:
+            values = text.astype(np.float64)
+        except ValueError:
+            values = np.array([_number_or_nan(word) for word in text])
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            self.fail(bad[0], f"_{label} is {text[bad[0]]!r}", "a finite number", "correct or remove the row")
+        return values
+
+    def whole_numbers(self, label):
+        values = self.numbers(label)
+        bad = np.flatnonzero((values != np.rint(values)) | (np.abs(values) > np.iinfo(np.int32).max))
+        if len(bad):
+            self.fail(bad[0], f"_{label} is {self.columns[label][bad[0]]!r}", "a whole number", "correct the row")
+        return values.astype(np.int64)
+
+    def fail(self, row, found, expected, remedy, cause=None):
+        raise JobError(f"{self.path} {self.kind} {row + 1}: {found}; expected {expected}; {remedy}") from cause
+
+
+def _number_or_nan(word):
+    try:
+        return float(word)
+    except ValueError:
+        return np.nan
+
+
+def _particle_block(path, blocks):
+    """The block of the particles: data_particles, or the one that has image names, whatever 3.0 programs call it."""
+    candidates = ["particles"] if "particles" in blocks else [n for n, c in blocks.items() if "rlnImageName" in c]
+    if not candidates:
+        raise JobError(f"{path}: found no table with _rlnImageName; expected a particle STAR file of RELION 3.0 or 3.1; "
+                       "give the particles.star of an Extract, Select or Refine job")
+    if len(candidates) > 1:
+        listed = ", ".join(f"data_{name}" for name in candidates)
+        raise JobError(f"{path}: found {len(candidates)} tables with _rlnImageName ({listed}); expected one; "
+                       "keep one of them")
+    columns = blocks[candidates[0]]
+    if not columns or not len(next(iter(columns.values()))):
+        raise JobError(f"{path}: found zero particles; expected at least one row; give a file with particles")
+    return candidates[0]
+
+
+# ---- images
+
+def _image_names(rows):
+    """Split `000012@path/stack.mrcs` of every row: names of the distinct stacks, int32[N] into them, int32[N] sections."""
+    stack_numbers, index, sections = {}, [], []
+    for name in rows.text("rlnImageName").tolist():
+        section, at, stack = name.partition("@")
+        if not at:
+            section, stack = "1", name
+        index.append(stack_numbers.setdefault(stack, len(stack_numbers)))
+        sections.append(section)
+    values = _section_numbers(rows, sections)
+    return tuple(stack_numbers), np.array(index, dtype=np.int32), values
+
+
+def _section_numbers(rows, sections):
+    try:
+        values = np.array(sections).astype(np.int64)
+    except (ValueError, OverflowError):
+        values = np.array([int(word) if word.isdecimal() and len(word) < 10 else 0 for word in sections])
+    bad = np.flatnonzero((values < 1) | (values > np.iinfo(np.int32).max))
+    if len(bad):
+        rows.fail(bad[0], f"_rlnImageName is {rows.columns['rlnImageName'][bad[0]]!r}",
+                  "a name like 000012@stack.mrcs, counted from 1", "correct the row")
+    return (values - 1).astype(np.int32)
+
+
+def _resolve(rows, names, stack_index, input_root):
+    """Absolute path of each stack, at the first place where the file exists."""
+    home = rows.path.absolute().parent
+    roots = list(dict.fromkeys([Path(input_root or ".").absolute(), home, *home.parents]))
+    stacks = []
+    for number, name in enumerate(names):
+        found = next((root / name for root in roots if name and os.path.isfile(root / name)), None)
+        if found is None:
+            tried = ", ".join(map(str, roots)) if not os.path.isabs(name) else "as an absolute path"
+            rows.fail(_first_row(stack_index, number), f"the image file {name!r} does not exist (looked in: {tried})",
+                      "a path relative to the project folder", "start Vitrea in the folder where RELION was started")
+        stacks.append(Path(os.path.normpath(found)))
+    return tuple(stacks)
+
+
+def _headers(rows, stacks, stack_index):
+    headers = []
+    for number, stack in enumerate(stacks):
+        try:
+            header = read_header(stack)
+        except JobError as error:
+            raise JobError(f"{rows.path} row {_first_row(stack_index, number) + 1}: {error}") from error
+        if header.width != header.height:
+            rows.fail(_first_row(stack_index, number), f"{stack.name} has a box of {header.width} × {header.height} px",
+                      "square boxes", "extract the particles again with a square box")
+        headers.append(header)
+    return tuple(headers)
+
+
+def _check_sections(rows, names, headers, stack_index, section):
+    n_images = np.array([header.n_images for header in headers])[stack_index]
+    beyond = np.flatnonzero(section >= n_images)
+    if len(beyond):
+        row = beyond[0]
+        stack = Path(names[stack_index[row]]).name
+        raise JobError(f"{rows.path} row {row + 1}: {section[row] + 1}@{stack}, but {stack} holds {n_images[row]} images; "
+                       f"expected a section of 1 to {n_images[row]}; correct the row or extract the stack again")
+
+
+def _first_row(index, number):
+    return int(np.argmax(index == number))
+
+
+# ---- optics groups
+
+@dataclass(frozen=True)
+class _Groups:
+    """Optics groups, their further columns, and each particle's group; a pixel size or box of 0 is not yet known."""
+
+    optics: tuple
+    columns: dict
+    index: np.ndarray   # int32[N]
+    table: _Rows        # where their sizes were read, for messages
+
+
+def _optics_by_group(rows, columns, has_ctf):
+    """Optics groups of a RELION 3.1 file from its data_optics."""
+    table = _Rows(rows.path, columns, kind="data_optics row")
+    if not len(table):
+        raise JobError(f"{rows.path}: found data_optics without rows; expected one for each optics group; add them")
+    n = len(table)
+    numbers = table.whole_numbers("rlnOpticsGroup") if "rlnOpticsGroup" in table or n > 1 else np.array([1])
+    if len(np.unique(numbers)) < n:
+        raise JobError(f"{rows.path}: found an optics group twice in data_optics; expected each number once; renumber")
+    names = columns.get("rlnOpticsGroupName", [f"opticsGroup{number}" for number in numbers])
+    microscope = _microscope(table, has_ctf)
+    pixel_size, box_size = _pixel_size(table), _image_size(table)
+    optics = tuple(
+        OpticsGroup(int(numbers[g]), str(names[g]), *microscope[:, g].tolist(), float(pixel_size[g]), int(box_size[g]))
+        for g in range(n))
+    return _Groups(optics, columns, _group_of_rows(rows, numbers), table)
+
+
+def _group_of_rows(rows, numbers):
+    if "rlnOpticsGroup" not in rows and len(numbers) == 1:
+        return np.zeros(len(rows), dtype=np.int32)
+    wanted = rows.whole_numbers("rlnOpticsGroup")
+    order = np.argsort(numbers)
+    place = order[np.minimum(np.searchsorted(numbers[order], wanted), len(numbers) - 1)]
+    unknown = np.flatnonzero(numbers[place] != wanted)
+    if len(unknown):
+        rows.fail(unknown[0], f"optics group {wanted[unknown[0]]} is not in data_optics",
+                  f"one of {', '.join(map(str, sorted(numbers.tolist())))}", "add the group or correct the row")
+    return place.astype(np.int32)
+
+
+def _optics_by_row(rows, has_ctf):
+    """Optics groups of a RELION 3.0 file: one for each distinct set of microscope settings and box among its rows."""
+    if "rlnOpticsGroup" in rows and "rlnVoltage" not in rows:
+        raise JobError(f"{rows.path}: found _rlnOpticsGroup but no data_optics block; expected the table of the optics "
+                       "groups; put it back, the file was probably cut out of a larger one")
+    settings = [*_microscope(rows, has_ctf), _pixel_size(rows), _image_size(rows)]
+    index, first = _distinct(settings)
+    optics = tuple(
+        OpticsGroup(number, f"opticsGroup{number}", *(float(column[row]) for column in settings[:4]),
+                    int(settings[4][row])) for number, row in enumerate(first, 1))
+    columns = {label: rows.columns[label][first] for label in MICROSCOPE if label in rows}
+    return _Groups(optics, columns, index, rows)
+
+
+def _microscope(table, has_ctf):
+    """float64[3, n]: voltage [kV], cs [mm], amplitude contrast; without CTF they may be missing."""
+    values = np.array([table.numbers(label, None if has_ctf else 0.0) for label in MICROSCOPE])
+    bad = np.flatnonzero((values[0] <= 0) & has_ctf)
+    if len(bad):
+        table.fail(bad[0], f"_rlnVoltage is {values[0, bad[0]]:g}", "kilovolts above 0", "correct it")
+    return values
+
+
+def _pixel_size(table):
+    """Pixel size [Å/px] by row, 0 if the file does not say."""
+    label = next((label for label in PIXEL_SIZES if label in table), None)
+    if label:
+        values = table.numbers(label)
+    elif "rlnDetectorPixelSize" in table and "rlnMagnification" in table:
+        label, magnification = "rlnDetectorPixelSize", table.numbers("rlnMagnification")
+        with np.errstate(divide="ignore"):
+            values = np.where(magnification > 0, table.numbers(label) * MICRON / magnification, -1.0)
+    else:
+        return np.zeros(len(table))
+    bad = np.flatnonzero(values <= 0)
+    if len(bad):
+        table.fail(bad[0], f"the pixel size from _{label} is not positive", "Å per pixel above 0", "correct it")
+    return values
+
+
+def _image_size(table):
+    """rlnImageSize [px] by row, 0 if the file does not say; refuses particles that are volumes."""
+    if "rlnImageDimensionality" in table:
+        volumes = np.flatnonzero(table.whole_numbers("rlnImageDimensionality") != 2)
+        if len(volumes):
+            table.fail(volumes[0], "_rlnImageDimensionality is not 2", "two-dimensional particle images",
+                       "project or extract the particles as images")
+    return table.whole_numbers("rlnImageSize") if "rlnImageSize" in table else np.zeros(len(table), dtype=np.int64)
+
+
+def _distinct(columns):
+    """Number the distinct rows of some columns in order of appearance: int32[N], and the first row of each."""
+    code = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        _, inverse = np.unique(column, return_inverse=True)
+        # Renumbered at every step, so that the product of the counts cannot overflow.
+        _, code = np.unique(code * (inverse.max() + 1) + inverse, return_inverse=True)
+    _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    return rank[inverse].astype(np.int32), np.sort(first)
+
+
+# ---- boxes and pixel sizes, from the stacks where the STAR file does not say
+
+def _with_boxes(rows, groups, headers, stack_index):
+    """The groups with box and pixel size filled in; a 3.0 group that spans stacks of different boxes is split."""
+    box_size = np.array([header.box_size for header in headers])[stack_index]
+    _check_boxes(rows, groups, headers, stack_index, box_size)
+    header_pixel = np.array([header.pixel_size for header in headers])[stack_index]
+    stated = np.array([group.pixel_size for group in groups.optics])[groups.index]
+    pixel_size = np.where(stated > 0, stated, np.round(header_pixel, 5))
+    _check_pixel_sizes(rows, groups, headers, stack_index, pixel_size)
+    if groups.table is rows:
+        return _split(groups, box_size, pixel_size)
+    return _filled(rows, groups, box_size, pixel_size)
+
+
+def _check_boxes(rows, groups, headers, stack_index, box_size):
+    stated = np.array([group.box_size for group in groups.optics])[groups.index]
+    wrong = np.flatnonzero((stated > 0) & (stated != box_size))
+    if len(wrong):
+        row = wrong[0]
+        rows.fail(row, f"{headers[stack_index[row]].path.name} has a box of {box_size[row]} px, but _rlnImageSize of its "
+                  f"optics group is {stated[row]}", "the same box in both", "correct _rlnImageSize or the stack")
+
+
+def _check_pixel_sizes(rows, groups, headers, stack_index, pixel_size):
+    unknown = np.flatnonzero(pixel_size <= 0)
+    if len(unknown):
+        row = unknown[0]
+        where = "each row" if groups.table is rows else "data_optics"
+        rows.fail(row, f"no pixel size in the STAR file, and 0 in the header of {headers[stack_index[row]].path.name}",
+                  "a pixel size in one of them", f"add _rlnImagePixelSize [Å/px] to {where}")
+
+
+def _split(groups, box_size, pixel_size):
+    index, first = _distinct([groups.index, box_size, pixel_size])
+    old = groups.index[first]
+    optics = tuple(
+        replace(groups.optics[g], number=number, name=f"opticsGroup{number}", box_size=int(box_size[row]),
+                pixel_size=float(pixel_size[row])) for number, (g, row) in enumerate(zip(old, first), 1))
+    columns = {label: column[old] for label, column in groups.columns.items()}
+    return replace(groups, optics=optics, columns=columns, index=index)
+
+
+def _filled(rows, groups, box_size, pixel_size):
+    """Groups of a 3.1 file: what the file leaves open comes from the stacks, which must agree within a group."""
+    optics = list(groups.optics)
+    for g, group in enumerate(optics):
+        members = np.flatnonzero(groups.index == g)
+        if not len(members):
+            continue
+        optics[g] = replace(group, box_size=int(box_size[members[0]]), pixel_size=float(pixel_size[members[0]]))
+        for values, what in ((box_size, "boxes"), (pixel_size, "pixel sizes")):
+            other = members[values[members] != values[members[0]]]
+            if len(other):
+                rows.fail(other[0], f"optics group {group.number} has {what} of {values[members[0]]:g} and "
+                          f"{values[other[0]]:g}", f"one of the {what} in a group", "give them different optics groups")
+    return replace(groups, optics=tuple(optics))
+
+
+# ---- CTF and pose columns
+
+def _ctf_columns(rows, has_ctf):
+    defocus_u = rows.numbers("rlnDefocusU", None if has_ctf else 0.0)
+    defocus_v = rows.numbers("rlnDefocusV") if "rlnDefocusV" in rows else defocus_u.copy()
+    return {"defocus_u": defocus_u, "defocus_v": defocus_v, "defocus_angle": rows.numbers("rlnDefocusAngle", 0.0),
+            "phase_shift": rows.numbers("rlnPhaseShift", 0.0), "bfactor": rows.numbers("rlnCtfBfactor", 0.0)}
+
+
+def _origin(rows, pixel_size):
+    """float64[N, 2] (y, x) [Å]; RELION 3.0 counts origins in pixels."""
+    return np.stack([
+        rows.numbers(f"rlnOrigin{axis}Angst") if f"rlnOrigin{axis}Angst" in rows
+        else rows.numbers(f"rlnOrigin{axis}", 0.0) * pixel_size for axis in "YX"], axis=1)

@@ -1,0 +1,244 @@
+"""RELION's STAR tables: read into columns of text, and written in RELION's own layout.
+
+STAR files of RELION are read line by line rather than with a CIF grammar, because they are not quite CIF: one row is
+one line; the block name may be empty (`data_`, RELION 3.0); and a value may start with `data_` or `_` (micrographs are
+called like that), which CIF takes for a new block or label. Splitting lines is also several times faster, and a ragged
+row is found on its own line even where the number of values of the whole table happens to fit.
+"""
+import re
+from pathlib import Path
+
+import numpy as np
+
+from vitrea.engine.errors import JobError
+from vitrea.engine.files import written_beside
+
+ROWS_AT_ONCE = 20_000   # rows held as Python strings at a time, before they become compact columns
+SMALLEST_FIXED, LARGEST_FIXED = 1e-3, 1e6   # RELION's habit: numbers outside are written with an exponent
+
+_TOKEN = re.compile(r'"[^"]*"(?=\s|$)|\'[^\']*\'(?=\s|$)|\S+')
+
+
+def read_star(path):
+    """Read a STAR file into {block: {label: str array[n]}}.
+
+    Block names come without `data_` (RELION 3.0's nameless block is `""`), labels without the leading underscore.
+    `_label value` pairs become columns of length 1. Raises JobError naming file and line for a file that is missing,
+    not text, or not a table; a row of too few or too many values is named too.
+    """
+    path = Path(path)
+    reader = _Reader(path)
+    for number, line in enumerate(_lines(path), 1):
+        reader.take(number, line)
+    return reader.finish()
+
+
+def write_star(path, blocks, comment=None):
+    """Write {block: {label: values}} as RELION does, whole or not at all.
+
+    Columns (text, integer, float or bool arrays of one length) make a `loop_`; a block of scalars makes
+    `_label value` lines. Floats get six digits, text is quoted where it holds white space or would read as syntax.
+    Raises ValueError for columns of unequal length or text over several lines, JobError if the disk refuses.
+    """
+    with written_beside(path) as beside, open(beside, "w", encoding="utf-8") as handle:
+        if comment:
+            handle.writelines(f"# {line}\n" for line in comment.splitlines())
+        for name, columns in blocks.items():
+            handle.write(f"\n# version 30001\n\ndata_{name}\n\n")
+            scalars = all(np.ndim(values) == 0 for values in columns.values())
+            (_write_pairs if scalars else _write_loop)(handle, name, columns)
+            handle.write("\n")
+
+
+def as_text(values):
+    """Values of one column as a list of STAR words, formatted and quoted."""
+    values = np.asarray(values)
+    if values.dtype.kind == "f":
+        return [_float_text(value) for value in values.tolist()]
+    if values.dtype.kind in "iu":
+        return [str(value) for value in values.tolist()]
+    if values.dtype.kind == "b":
+        return [str(int(value)) for value in values.tolist()]
+    return [_quoted(str(value)) for value in values.tolist()]
+
+
+# ---- reading
+
+def _lines(path):
+    try:
+        with open(path, encoding="utf-8") as handle:
+            yield from handle
+    except OSError as error:
+        raise JobError(f"{path}: could not be read ({error.strerror or error}); expected a STAR file; "
+                       "check the path") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: found bytes that are not text; expected a STAR file, which is plain text; "
+                       "check that the path does not name an image stack") from error
+
+
+class _Reader:
+    """A line at a time into blocks; the state is the block, the labels of the open loop, and its rows so far."""
+
+    def __init__(self, path):
+        self.path = path
+        self.blocks = {}
+        self.columns = None
+        self._close_loop()
+
+    def take(self, number, line):
+        tokens = line.split()
+        # The one test that nearly every line of a large file meets: a plain row of the open loop.
+        if self.n_labels > 1 and len(tokens) == self.n_labels and not _SPECIAL.search(line):
+            self._row(tokens)
+        elif tokens and tokens[0][0] != "#":
+            self._special(number, line, tokens)
+
+    def finish(self):
+        self._end_loop()
+        if not self.blocks:
+            raise JobError(f"{self.path}:1: found no data_ block; expected a STAR file of RELION; check the path")
+        return self.blocks
+
+    def _special(self, number, line, tokens):
+        if tokens[0].startswith("data_") and len(tokens) == 1:
+            self._block(number, tokens[0][len("data_"):])
+        elif self.columns is None:
+            self._fail(number, f"found '{_shortened(line)}' before any data_ block", "'data_'",
+                       "check that this is a STAR file")
+        elif tokens == ["loop_"]:
+            self._end_loop()
+            self.labels, self.labels_line = [], number
+        elif tokens[0].startswith("_") and not self._is_row(tokens):
+            self._label(number, line)
+        else:
+            self._unusual_row(number, line)
+
+    def _is_row(self, tokens):
+        """A row may start with a value like `_7.mrc`; a label is followed by nothing or by its number, `#7`."""
+        return self.n_labels > 1 and len(tokens) == self.n_labels and tokens[1][0] != "#"
+
+    def _block(self, number, name):
+        self._end_loop()
+        if name in self.blocks:
+            self._fail(number, f"found a second block data_{name}", "each block once", "remove or rename one of them")
+        self.columns = self.blocks.setdefault(name, {})
+
+    def _label(self, number, line):
+        words = _words(line)
+        label = words[0][1:]
+        if self.labels is not None and not self.n_rows:
+            if label in self.labels:
+                self._fail(number, f"found the label _{label} twice", "each label once", "remove one of the columns")
+            self.labels.append(label)
+            self.n_labels = len(self.labels)
+            return
+        self._end_loop()
+        if len(words) != 2:
+            self._fail(number, f"found _{label} with {len(words) - 1} values outside a loop_", "one value",
+                       "put loop_ above the labels of a table")
+        self.columns[label] = np.array(words[1:])
+
+    def _unusual_row(self, number, line):
+        if self.labels is None:
+            self._fail(number, f"found '{_shortened(line)}' outside a loop_", "a label or loop_",
+                       "check the lines above it")
+        words = _words(line)
+        if len(words) != self.n_labels:
+            self._fail(number, f"found {len(words)} values in the row", f"{self.n_labels}, one for each label",
+                       "the file may be cut short or edited; write it again")
+        self._row(words)
+
+    def _row(self, words):
+        self.n_rows += 1
+        self.rows.append(words)
+        if len(self.rows) == ROWS_AT_ONCE:
+            self._pack()
+
+    def _pack(self):
+        """Columns of fixed-width text take a fraction of the memory of a Python string for each value."""
+        for parts, column in zip(self.parts, zip(*self.rows)):
+            parts.append(np.array(column))
+        self.rows = []
+
+    @property
+    def parts(self):
+        if not self._parts:
+            self._parts = [[] for _ in self.labels]
+        return self._parts
+
+    def _end_loop(self):
+        if self.labels is not None:
+            if not self.labels:
+                self._fail(self.labels_line, "found loop_ without labels", "labels like _rlnImageName #1",
+                           "remove the loop_ or add its labels")
+            self._pack()
+            for label, parts in zip(self.labels, self.parts):
+                self.columns[label] = np.concatenate(parts) if parts else np.array([], dtype="U1")
+        self._close_loop()
+
+    def _close_loop(self):
+        self.labels, self.n_labels, self.rows, self.n_rows, self._parts = None, 0, [], 0, []
+
+    def _fail(self, number, found, expected, remedy):
+        raise JobError(f"{self.path}:{number}: {found}; expected {expected}; {remedy}")
+
+
+_SPECIAL = re.compile(r"""^\s*_|['"#]""")   # a label, or a quote or comment that a plain split would get wrong
+
+
+def _words(line):
+    """The words of a line, without quotes and without a comment at its end."""
+    words = []
+    for token in _TOKEN.findall(line):
+        if token[0] == "#":
+            break
+        quoted = len(token) > 1 and token[0] in "'\"" and token[-1] == token[0]
+        words.append(token[1:-1] if quoted else token)
+    return words
+
+
+def _shortened(line, width=40):
+    line = line.strip()
+    return line if len(line) <= width else line[:width - 1] + "…"
+
+
+# ---- writing
+
+def _write_pairs(handle, name, columns):
+    width = max((len(label) for label in columns), default=0) + 1
+    for label, value in columns.items():
+        handle.write(f"_{label:<{width}} {as_text([value])[0]:>15}\n")
+
+
+def _write_loop(handle, name, columns):
+    lengths = {label: len(values) for label, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"block {name}: columns of unequal length: {lengths}")
+    handle.write("loop_ \n")
+    handle.writelines(f"_{label} #{number} \n" for number, label in enumerate(columns, 1))
+    n_rows = next(iter(lengths.values()))
+    for first in range(0, n_rows, ROWS_AT_ONCE):
+        words = [_aligned(values[first:first + ROWS_AT_ONCE]) for values in columns.values()]
+        handle.writelines(" ".join(row) + " \n" for row in zip(*words))
+
+
+def _aligned(values):
+    words = as_text(values)
+    width = max(12 if np.asarray(values).dtype.kind in "fiub" else 0, max(map(len, words)))
+    return [word.rjust(width) for word in words]
+
+
+def _float_text(value):
+    size = abs(value)
+    return f"{value:.6f}" if size == 0 or SMALLEST_FIXED <= size < LARGEST_FIXED else f"{value:.6e}"
+
+
+def _quoted(text):
+    if "\n" in text or "\r" in text:
+        raise ValueError(f"a STAR value must be one line of text, not {text!r}")
+    if text and not re.search(r"\s", text) and text[0] not in "\"'#_;" and not text.startswith(("data_", "loop_")):
+        return text
+    mark = "'" if '"' in text else '"'
+    if mark in text:
+        raise ValueError(f"a STAR value cannot hold white space and both kinds of quotes: {text!r}")
+    return f"{mark}{text}{mark}"
