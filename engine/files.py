@@ -20,8 +20,8 @@ def written_beside(path):
         _flush(beside)
         os.replace(beside, path)
     except OSError as error:
-        raise JobError(f"{path}: could not be written ({error.strerror or error}); expected a writable folder with free "
-                       "space; free some space, or choose another output folder") from error
+        raise JobError(f"{path}: could not be written ({error.strerror or error}); expected a writable folder with "
+                       "free space; free some space, or choose another output folder") from error
     finally:
         beside.unlink(missing_ok=True)
 

@@ -21,7 +21,7 @@ PIXEL_SIZES = ("rlnImagePixelSize", "rlnPixelSize")
 
 @dataclass(frozen=True)
 class OpticsGroup:
-    """The settings that particles share; voltage, cs and amplitude_contrast are 0 where a file without CTF lacks them."""
+    """The settings that particles share; of a file without CTF voltage, cs and amplitude_contrast may be missing: 0."""
 
     number: int                # rlnOpticsGroup, as in the file
     name: str
@@ -72,8 +72,8 @@ def read_particles(path, input_root=None):
     """Read a particle STAR file of RELION 3.0 or 3.1 and check it against the headers of its stacks.
 
     Image paths are resolved as RELION does, relative to the working directory (or to `input_root`, if given), then
-    relative to the folder of the STAR file and to each folder above it. Raises JobError, with file and row, for anything
-    missing, not a number, not finite, beyond its stack, or at odds with the boxes and optics groups.
+    relative to the folder of the STAR file and to each folder above it. Raises JobError, with file and row, for
+    anything missing, not a number, not finite, beyond its stack, or at odds with the boxes and optics groups.
     """
     path = Path(path)
     blocks = read_star(path)
@@ -111,8 +111,8 @@ class _Rows:
 
     def text(self, label, remedy="add the column"):
         if label not in self.columns:
-            raise JobError(f"{self.path}: found no _{label} among the columns; expected it in every particle file like "
-                           f"this; {remedy}")
+            raise JobError(f"{self.path}: found no _{label} among the columns; expected it in every particle file "
+                           f"like this; {remedy}")
         return self.columns[label]
 
     def numbers(self, label, default=None):
@@ -126,14 +126,14 @@ class _Rows:
             values = np.array([_number_or_nan(word) for word in text])
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            self.fail(bad[0], f"_{label} is {text[bad[0]]!r}", "a finite number", "correct or remove the row")
+            self.fail(bad[0], f"_{label} is '{text[bad[0]]}'", "a finite number", "correct or remove the row")
         return values
 
     def whole_numbers(self, label):
         values = self.numbers(label)
         bad = np.flatnonzero((values != np.rint(values)) | (np.abs(values) > np.iinfo(np.int32).max))
         if len(bad):
-            self.fail(bad[0], f"_{label} is {self.columns[label][bad[0]]!r}", "a whole number", "correct the row")
+            self.fail(bad[0], f"_{label} is '{self.columns[label][bad[0]]}'", "a whole number", "correct the row")
         return values.astype(np.int64)
 
     def fail(self, row, found, expected, remedy, cause=None):
@@ -151,8 +151,8 @@ def _particle_block(path, blocks):
     """The block of the particles: data_particles, or the one that has image names, whatever 3.0 programs call it."""
     candidates = ["particles"] if "particles" in blocks else [n for n, c in blocks.items() if "rlnImageName" in c]
     if not candidates:
-        raise JobError(f"{path}: found no table with _rlnImageName; expected a particle STAR file of RELION 3.0 or 3.1; "
-                       "give the particles.star of an Extract, Select or Refine job")
+        raise JobError(f"{path}: found no table with _rlnImageName; expected a particle STAR file of RELION 3.0 or "
+                       "3.1; give the particles.star of an Extract, Select or Refine job")
     if len(candidates) > 1:
         listed = ", ".join(f"data_{name}" for name in candidates)
         raise JobError(f"{path}: found {len(candidates)} tables with _rlnImageName ({listed}); expected one; "
@@ -166,7 +166,7 @@ def _particle_block(path, blocks):
 # ---- images
 
 def _image_names(rows):
-    """Split `000012@path/stack.mrcs` of every row: names of the distinct stacks, int32[N] into them, int32[N] sections."""
+    """Split `000012@path/stack.mrcs` of every row: the distinct stacks, int32[N] into them, int32[N] sections."""
     stack_numbers, index, sections = {}, [], []
     for name in rows.text("rlnImageName").tolist():
         section, at, stack = name.partition("@")
@@ -185,7 +185,7 @@ def _section_numbers(rows, sections):
         values = np.array([int(word) if word.isdecimal() and len(word) < 10 else 0 for word in sections])
     bad = np.flatnonzero((values < 1) | (values > np.iinfo(np.int32).max))
     if len(bad):
-        rows.fail(bad[0], f"_rlnImageName is {rows.columns['rlnImageName'][bad[0]]!r}",
+        rows.fail(bad[0], f"_rlnImageName is '{rows.columns['rlnImageName'][bad[0]]}'",
                   "a name like 000012@stack.mrcs, counted from 1", "correct the row")
     return (values - 1).astype(np.int32)
 
@@ -225,8 +225,8 @@ def _check_sections(rows, names, headers, stack_index, section):
     if len(beyond):
         row = beyond[0]
         stack = Path(names[stack_index[row]]).name
-        raise JobError(f"{rows.path} row {row + 1}: {section[row] + 1}@{stack}, but {stack} holds {n_images[row]} images; "
-                       f"expected a section of 1 to {n_images[row]}; correct the row or extract the stack again")
+        raise JobError(f"{rows.path} row {row + 1}: {section[row] + 1}@{stack}, but {stack} holds {n_images[row]} "
+                       f"images; expected a section of 1 to {n_images[row]}; correct the row or extract the stack again")
 
 
 def _first_row(index, number):
@@ -358,8 +358,8 @@ def _check_boxes(rows, groups, headers, stack_index, box_size):
     wrong = np.flatnonzero((stated > 0) & (stated != box_size))
     if len(wrong):
         row = wrong[0]
-        rows.fail(row, f"{headers[stack_index[row]].path.name} has a box of {box_size[row]} px, but _rlnImageSize of its "
-                  f"optics group is {stated[row]}", "the same box in both", "correct _rlnImageSize or the stack")
+        rows.fail(row, f"{headers[stack_index[row]].path.name} has a box of {box_size[row]} px, but _rlnImageSize of "
+                  f"its optics group is {stated[row]}", "the same box in both", "correct _rlnImageSize or the stack")
 
 
 def _check_pixel_sizes(rows, groups, headers, stack_index, pixel_size):

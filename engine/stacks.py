@@ -8,7 +8,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
@@ -18,7 +17,7 @@ from vitrea.engine.files import written_beside
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}   # MRC2014; 12 is half precision (RELION 4, IMOD)
 LARGEST_BOX = 65535        # px; a smaller positive number, byte-swapped, is always larger: so it tells the byte order
 OPEN_FILES = 64            # stacks held open at a time, far below the usual limit of 1024
-IMOD_STAMP, IMOD_SIGNED = 1146047817, 1   # imodStamp, and the bit of imodFlags that says signed bytes (IMOD's mrc_format)
+IMOD_STAMP, IMOD_SIGNED = 1146047817, 1   # imodStamp, and the bit of imodFlags for signed bytes (IMOD's mrc_format)
 IMOD_FIELDS = slice(40, 48)               # bytes of the two within `extra2`
 
 
@@ -135,20 +134,30 @@ def write_stack(path, images, pixel_size):
 
     The same images make the same bytes: the header carries no date.
     """
-    images = np.ascontiguousarray(images, dtype=np.float32)
+    images = np.ascontiguousarray(images, dtype="<f4")
     if images.ndim != 3 or not images.size:
         raise ValueError(f"a stack is float32[n, L, L] with n > 0, not an array of shape {images.shape}")
-    with written_beside(path) as beside:
-        with mrcfile.new(beside, overwrite=True) as mrc:
-            mrc.set_data(images)
-            mrc.set_image_stack()
-            mrc.voxel_size = pixel_size
-            mrc.header.label[:] = b""
-            mrc.header.label[0] = b"Vitrea"
-            mrc.header.nlabl = 1
+    with written_beside(path) as beside, open(beside, "wb") as handle:
+        handle.write(_stack_header(images, pixel_size).tobytes())
+        handle.write(images.data)
 
 
 # ---- headers
+
+def _stack_header(images, pixel_size):
+    """MRC2014 header, little-endian: space group 0 and mz 1 say a stack of images rather than a volume."""
+    header = np.zeros((), dtype=HEADER_DTYPE.newbyteorder("<"))
+    n_images, height, width = images.shape
+    values = {
+        "nx": width, "ny": height, "nz": n_images, "mode": 2, "mx": width, "my": height, "mz": 1, "ispg": 0,
+        "cella": (width * pixel_size, height * pixel_size, pixel_size), "cellb": (90, 90, 90),
+        "mapc": 1, "mapr": 2, "maps": 3, "map": b"MAP ", "machst": (0x44, 0x44, 0, 0), "nversion": 20141, "nlabl": 1,
+        "dmin": images.min(), "dmax": images.max(), "dmean": images.mean(dtype=np.float64),
+        "rms": images.std(dtype=np.float64)}
+    for name, value in values.items():
+        header[name] = value
+    header["label"][0] = b"Vitrea"
+    return header
 
 def _header_bytes(path):
     try:

@@ -59,7 +59,11 @@ def as_text(values):
         return [str(value) for value in values.tolist()]
     if values.dtype.kind == "b":
         return [str(int(value)) for value in values.tolist()]
-    return [_quoted(str(value)) for value in values.tolist()]
+    words = values.astype(str).tolist()
+    # One look at the whole column: nearly none holds anything to quote.
+    together = "\n".join(words)
+    plain = together.count("\n") < max(len(words), 1) and not _UNSAFE.search(together)
+    return words if plain else [_quoted(word) for word in words]
 
 
 # ---- reading
@@ -88,7 +92,7 @@ class _Reader:
     def take(self, number, line):
         tokens = line.split()
         # The one test that nearly every line of a large file meets: a plain row of the open loop.
-        if self.n_labels > 1 and len(tokens) == self.n_labels and not _SPECIAL.search(line):
+        if self.n_labels > 1 and len(tokens) == self.n_labels and _is_plain(line, tokens):
             self._row(tokens)
         elif tokens and tokens[0][0] != "#":
             self._special(number, line, tokens)
@@ -183,7 +187,9 @@ class _Reader:
         raise JobError(f"{self.path}:{number}: {found}; expected {expected}; {remedy}")
 
 
-_SPECIAL = re.compile(r"""^\s*_|['"#]""")   # a label, or a quote or comment that a plain split would get wrong
+def _is_plain(line, tokens):
+    """Neither a label nor a line with a quote or a comment, which a plain split would get wrong."""
+    return tokens[0][0] != "_" and '"' not in line and "'" not in line and "#" not in line
 
 
 def _words(line):
@@ -233,10 +239,13 @@ def _float_text(value):
     return f"{value:.6f}" if size == 0 or SMALLEST_FIXED <= size < LARGEST_FIXED else f"{value:.6e}"
 
 
+_UNSAFE = re.compile(r"""[^\S\n]|^["'#_;]|^data_|^loop_|^$""", re.MULTILINE)
+
+
 def _quoted(text):
     if "\n" in text or "\r" in text:
         raise ValueError(f"a STAR value must be one line of text, not {text!r}")
-    if text and not re.search(r"\s", text) and text[0] not in "\"'#_;" and not text.startswith(("data_", "loop_")):
+    if not _UNSAFE.search(text):
         return text
     mark = "'" if '"' in text else '"'
     if mark in text:
