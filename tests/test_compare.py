@@ -200,7 +200,8 @@ def test_foreign_images_are_refused(both, tmp_path):
     with pytest.raises(JobError) as error:
         both(truth_columns(5), other)
     assert str(error.value) == (f"{tmp_path}/result.star: found no image of {tmp_path}/truth.star (1@other.mrcs "
-                                "is not in it); expected the same images in both; compare with the truth of the same stack")
+                                "is not in it); expected the same images in both; compare with the truth of the "
+                                "same stack")
 
 
 def test_an_image_listed_twice_is_refused(both):
