@@ -165,7 +165,7 @@ CTF_CHOICES = {
 }
 NORMALISE_CHOICES = {
     "check": "refuse particles that are not normalised as RELION does",
-    "always": "normalise: background mean 0 and standard deviation 1 outside the particle circle",
+    "always": "bring the background around the particle to mean 0 and standard deviation 1",
     "never": "take the particles as they are",
 }
 ALGORITHM_CHOICES = {
@@ -179,7 +179,7 @@ ALGORITHM_CHOICES = {
 class Classify2dOptions(JobOptions):
     """The keys of `job: classify2d`."""
 
-    n_classes: int = key("number of class averages; about a fiftieth to a two-hundredth of the particles",
+    n_classes: int = key("number of class averages; 50 to 200 particles for each is usual",
                          minimum=1, example=50, section="job")
     particle_diameter: float = key("diameter of the circular mask; a little more than the particle's longest axis",
                                    unit="Å", above=0, example=180.0, section="job")

@@ -1,0 +1,315 @@
+"""Job files: YAML to options, options to YAML, and a sentence with the line for every mistake.
+
+YAML gives the structure and the line numbers only. What a value means is decided by the key (`Option.parse`), so a job
+file and `--set key=value` are read alike and YAML 1.1's guesses (`no` is false, `1e-3` is a text) do no harm.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from vitrea.engine.errors import JobError
+from vitrea.engine.files import written_beside
+from vitrea.engine.options import (
+    SECTIONS,
+    Classify2dOptions,
+    JobOptions,
+    Option,
+    OptionError,
+    format_value,
+    options_of,
+)
+
+JOB_NAME = "job.yaml"
+
+
+@dataclass(frozen=True)
+class JobType:
+    """A kind of job: its keys, and the function that runs it.
+
+    runner is `module:function`, imported when a job is run: `function(options, *, resume, comm) -> "done" | "stopped"`.
+    """
+
+    name: str
+    summary: str
+    options: type[JobOptions]
+    runner: str
+
+    def load_runner(self) -> Callable[..., str]:
+        module, function = self.runner.split(":")
+        return getattr(importlib.import_module(module), function)
+
+
+JOBS = {
+    job_type.name: job_type
+    for job_type in (
+        JobType(
+            "classify2d",
+            "particle images to two-dimensional class averages",
+            Classify2dOptions,
+            "vitrea.engine.classify2d:run",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that can be run: every key has a value of its type and range."""
+
+    type: JobType
+    options: JobOptions
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A text given for a key, and where: `job.yaml:4` or `--set`."""
+
+    text: str
+    where: str
+
+
+def read_job(path: Path, overrides: Iterable[str] = ()) -> Job:
+    """The job of a YAML file, with `key=value` overrides (of `--set`) over it.
+
+    Raises JobError, with the line, for a file that cannot be read or is not YAML, for an unknown job or key, a key
+    given twice, a missing key, and a value of a wrong type or range.
+    """
+    entries = _entries(Path(path))
+    job_type = _job_type(Path(path), entries.pop("job", None))
+    table = options_of(job_type.options)
+    for name, entry in entries.items():
+        _require_known(name, entry.where, table, job_type)
+    for text in overrides:
+        name, entry = _override(text, table, job_type)
+        entries[name] = entry
+    return Job(job_type, _options(Path(path), job_type, entries))
+
+
+def template(job_type: JobType) -> str:
+    """A commented job file with every key, its unit and its default: what `vitrea new` prints."""
+    lines = [
+        f"# {job_type.name}: {job_type.summary}.",
+        f"#   vitrea check {JOB_NAME}               is everything there, and how much memory will it take?",
+        f"#   mpiexec -n 8 vitrea run {JOB_NAME}    run it on eight ranks; without mpiexec, on one",
+        "# input, output, n_classes and particle_diameter are needed; every other key stands at its default.",
+        "",
+        f"job: {job_type.name}",
+    ]
+    table = options_of(job_type.options).values()
+    for section, heading in SECTIONS.items():
+        members = [option for option in table if option.section == section]
+        if members:
+            lines += ["", f"# {heading}"]
+            lines += [line for option in members for line in _template_lines(option)]
+    return "\n".join(lines) + "\n"
+
+
+def write_job(path: Path, job: Job, notes: Iterable[str]) -> None:
+    """Write the resolved job, every key with its value, under notes as comments; whole or not at all."""
+    lines = [f"# {note}" for note in notes] + [f"job: {job.type.name}"]
+    lines += [f"{name}: {format_value(getattr(job.options, name))}" for name in options_of(job.type.options)]
+    with written_beside(path) as beside:
+        beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def resolved_notes(version: str, host: str, ranks: int, folder: Path) -> list[str]:
+    """What a resolved job.yaml says of its origin: version, host, ranks, date (UTC), working directory."""
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    words = f"vitrea {version} on {host}, {ranks} rank{'s' if ranks > 1 else ''}, {date}"
+    return [words, f"{_STARTED_IN}{folder}", "Every key, as resolved from the job file, --set and the defaults."]
+
+
+def started_in(path: Path) -> Path | None:
+    """The working directory that a resolved job.yaml was started in, if it says so."""
+    for line in _read_text(Path(path)).splitlines():
+        if line.startswith(f"# {_STARTED_IN}"):
+            return Path(line.removeprefix(f"# {_STARTED_IN}"))
+    return None
+
+
+def keys_document() -> str:
+    """docs/job-keys.md: a table of all keys for every kind of job."""
+    parts = ["# Job keys\n", _KEYS_PREFACE]
+    for job_type in JOBS.values():
+        parts.append(f"## {job_type.name}: {job_type.summary}\n")
+        for section, heading in SECTIONS.items():
+            members = [option for option in options_of(job_type.options).values() if option.section == section]
+            if members:
+                parts.append(f"### {heading}\n\n{_TABLE_HEAD}\n" + "\n".join(map(_table_row, members)) + "\n")
+    return "\n".join(parts)
+
+
+_STARTED_IN = "started in "
+_KEYS_PREFACE = """\
+Made by `make docs` from the table in engine/options.py. `vitrea new TYPE` prints the same as a commented job file.
+
+A job file is YAML: one `key: value` a line, `job: TYPE` among them. Paths are relative to the working directory, as in
+RELION. Any key can be changed for one run: `vitrea run job.yaml --set n_classes=100`. `null` is no value. Keys marked ↻
+may be changed when a run is resumed: `vitrea resume RUN_DIR --set threads=2`.
+"""
+_TABLE_HEAD = "| key | default | takes | meaning |\n|---|---|---|---|"
+
+
+def _entries(path: Path) -> dict[str, Entry]:
+    root = _compose(path)
+    if not isinstance(root, yaml.MappingNode):
+        raise JobError(
+            f"{path}:{root.start_mark.line + 1}: no 'key: value' lines were found; "
+            "expected lines such as 'job: classify2d'; 'vitrea new classify2d' prints a job file to start from"
+        )
+    entries: dict[str, Entry] = {}
+    for key, value in root.value:
+        where, name = f"{path}:{key.start_mark.line + 1}", str(key.value)
+        if name in entries:
+            raise JobError(f"{where}: key '{name}' is given again, after {entries[name].where}; keep one of the lines")
+        if not isinstance(value, yaml.ScalarNode):
+            kind = "a list" if isinstance(value, yaml.SequenceNode) else "a group of keys"
+            raise JobError(f"{where}: {name} is {kind}; expected one value; write '{name}: value' on one line")
+        entries[name] = Entry(value.value, where)
+    return entries
+
+
+def _compose(path: Path) -> yaml.Node:
+    text = _read_text(path)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        # An open quote is noticed at the end of the file; the line that opens it is the one to mend.
+        mark = error.context_mark if "quoted" in (error.context or "") else error.problem_mark
+        line = mark.line if mark else 0
+        raise JobError(f"{path}:{line + 1}: {_yaml_sentence(text, line, error)}") from error
+    except yaml.reader.ReaderError as error:
+        raise JobError(
+            f"{path}: character number {error.position + 1} is not text; expected a YAML file in UTF-8; "
+            "is this the job file?"
+        ) from error
+    if root is None:
+        raise JobError(f"{path}: the file is empty; expected a job; 'vitrea new classify2d > {path}' makes one")
+    return root
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise JobError(
+            f"{path}: there is no such file; expected a job file; 'vitrea new classify2d > {path}' makes one"
+        ) from error
+    except OSError as error:
+        raise JobError(
+            f"{path}: cannot be read: {error.strerror}; expected a job file; check the path and its permissions"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise JobError(
+            f"{path}: byte number {error.start + 1} is not text; expected a YAML file in UTF-8; is this the job file?"
+        ) from error
+
+
+def _yaml_sentence(text: str, line: int, error: yaml.MarkedYAMLError) -> str:
+    lines = text.splitlines()
+    shown = lines[line].strip() if line < len(lines) else ""
+    if "\t" in (lines[line] if line < len(lines) else ""):
+        return "a tab was found; YAML takes spaces only; replace the tab by spaces"
+    found = f"'{shown}' is not YAML" if shown else "the file ends too early for YAML"
+    return f"{found} ({error.problem}); expected 'key: value'; put quotes around a value that holds ': ' or ' #'"
+
+
+def _job_type(path: Path, entry: Entry | None) -> JobType:
+    known = ", ".join(JOBS)
+    if entry is None:
+        raise JobError(f"{path}: key 'job' is missing; expected one of {known}; add a line such as 'job: classify2d'")
+    if entry.text not in JOBS:
+        raise JobError(
+            f"{entry.where}: unknown job '{entry.text}'; {_suggestion(entry.text, JOBS) or f'expected one of {known}'}"
+        )
+    return JOBS[entry.text]
+
+
+def _override(text: str, table: Mapping[str, Option], job_type: JobType) -> tuple[str, Entry]:
+    name, equals, value = text.partition("=")
+    name, where = name.strip(), f"--set {text}"
+    if not equals or not name:
+        raise JobError(f"{where}: no '=' was found; expected key=value; write for example --set n_classes=100")
+    if name == "job":
+        raise JobError(f"{where}: the kind of job cannot be changed; 'vitrea new {value}' prints a file for another")
+    _require_known(name, where, table, job_type)
+    return name, Entry(value, where)
+
+
+def _require_known(name: str, where: str, table: Mapping[str, Option], job_type: JobType) -> None:
+    if name not in table:
+        remedy = _suggestion(name, table) or f"'vitrea new {job_type.name}' prints all keys"
+        raise JobError(f"{where}: unknown key '{name}'; {remedy}")
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _options(path: Path, job_type: JobType, entries: Mapping[str, Entry]) -> JobOptions:
+    table = options_of(job_type.options)
+    missing = [option for name, option in table.items() if option.required and name not in entries]
+    if missing:
+        names = ", ".join(option.name for option in missing)
+        lines = " and ".join(f"'{option.name}: {format_value(option.example)}'" for option in missing)
+        what = f"key {names} is missing" if len(missing) == 1 else f"keys {names} are missing"
+        pronoun = "it" if len(missing) == 1 else "them"
+        raise JobError(f"{path}: {what}; every {job_type.name} job needs {pronoun}; add for example {lines}")
+    values = {name: _value(table[name], entry) for name, entry in entries.items()}
+    options = job_type.options(**values)
+    for name, sentence in options.conflicts():
+        raise JobError(f"{entries[name].where if name in entries else path}: {sentence}")
+    return options
+
+
+def _value(option: Option, entry: Entry) -> object:
+    try:
+        value = option.parse(entry.text)
+    except OptionError as error:
+        raise JobError(f"{entry.where}: {error}; {_remedy(option, entry)}") from error
+    return value.expanduser() if isinstance(value, Path) else value
+
+
+def _remedy(option: Option, entry: Entry) -> str:
+    close = _suggestion(entry.text, option.choices) if option.choices else ""
+    if close:
+        return close
+    example = format_value(option.example if option.default is MISSING or option.default is None else option.default)
+    if entry.where.startswith("--set"):
+        return f"write for example --set {option.name}={example}"
+    return f"write for example '{option.name}: {example}'"
+
+
+def _template_lines(option: Option) -> list[str]:
+    value = option.example if option.required else option.default
+    head = f"{option.name}: {format_value(value)}"
+    words = (f"[{option.unit}] " if option.unit else "") + option.help
+    if option.null_means:
+        words += f"; null: {option.null_means}"
+    comments = textwrap.wrap(words, width=120 - _MARGIN - 2)
+    comments += [f"  {choice:<18} {meaning}" for choice, meaning in (option.choices or {}).items()]
+    return [f"{head:<{_MARGIN}}# {comments[0]}"] + [f"{'':<{_MARGIN}}# {comment}" for comment in comments[1:]]
+
+
+_MARGIN = 28
+
+
+def _table_row(option: Option) -> str:
+    default = "needed" if option.required else f"`{format_value(option.default)}`"
+    mark = " ↻" if option.resumable else ""
+    meaning = option.help
+    if option.choices:
+        takes = "<br>".join(f"`{choice}`: {words}" for choice, words in option.choices.items())
+    else:
+        takes = option.expected()
+    return f"| `{option.name}`{mark} | {default} | {takes} | {meaning} |"
