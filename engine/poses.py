@@ -13,8 +13,9 @@ the +x axis of the view appears in the image at angle −ψ (counter-clockwise f
 Moving the class average by +c (centring) turns every o into o + R(ψ) c; turning it by R(α) turns every ψ into ψ − α.
 Three-dimensional views are those of RELION: A = R_z(ψ) R_y(tilt) R_z(rot), and the image sums over the third axis.
 
-Settled by experiment with RELION 3.1.3 (relion_project, relion_stack_create --apply_transformation), which the tests
-repeat where RELION is installed. RELION takes even boxes; in odd ones relion_project itself is a pixel off centre.
+Settled by experiment with RELION 3.1.3 (relion_project, relion_stack_create --apply_transformation; relion_refine finds
+the same poses); the tests repeat it where RELION is installed. RELION's refinement takes even boxes only, and in odd
+ones relion_project draws its images one pixel too far towards higher rows and columns.
 """
 import finufft
 import numpy as np

@@ -293,8 +293,12 @@ def _new_stack(path, simulation):
     """A memory-mapped stack whose bytes are reserved now: a full disk is an error here and not a crash later."""
     shape = (simulation.n, simulation.box_size, simulation.box_size)
     mrc = mrcfile.new_mmap(path, shape=shape, mrc_mode=2, overwrite=True)
-    with open(path, "r+b") as handle:
-        os.posix_fallocate(handle.fileno(), 0, os.path.getsize(path))
+    try:
+        with open(path, "r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, os.path.getsize(path))
+    except OSError:
+        mrc.close()
+        raise
     mrc.set_image_stack()
     mrc.voxel_size = simulation.pixel_size
     return mrc

@@ -238,7 +238,7 @@ def _read_voxels(path):
     if not min(sizes) > 0.0 or max(sizes) > 1.001 * min(sizes):
         found = " × ".join(f"{size:g}" for size in sizes)
         raise JobError(f"{path}: found a voxel size of {found} Å in the header; expected cubic voxels; "
-                       "set the voxel size in the map's header")
+                       "write it into the header (relion_image_handler --force_header_angpix does)")
     order = [int(header.maps), int(header.mapr), int(header.mapc)]   # the axis (1 x, 2 y, 3 z) along each array axis
     if sorted(order) == [1, 2, 3]:
         voxels = np.transpose(voxels, [order.index(axis) for axis in (3, 2, 1)])

@@ -1,4 +1,5 @@
 """Simulation: projections against analysis, images against the convention and the CTF, and RELION's opinion."""
+import errno
 import gzip
 import shutil
 import subprocess
@@ -282,6 +283,16 @@ def test_a_failure_leaves_no_half_written_stack(tmp_path):
 
     with pytest.raises(RuntimeError):
         simulate_particles(simulation(), tmp_path, progress=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(simulate.os, "posix_fallocate", full)
+    with pytest.raises(JobError, match=r"particles.mrcs: could not be written \(No space left on device\)"):
+        simulate_particles(simulation(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
