@@ -1,0 +1,276 @@
+"""The command `vitrea`: what is typed, and how every ending is told.
+
+Exit codes: 0 done (also: stopped by a signal with a checkpoint), 1 failed, 2 the user's mistake, 130 interrupted. A
+mistake is one line on stderr. Modules with numpy below them are imported inside the commands that need them, so that
+`vitrea --help` answers at once, also on a cluster's file system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitrea.engine.errors import JobError
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal in Latin-1 shows ? for Å or −; it must not end a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except JobError as mistake:
+        _complain(mistake)
+        return MISTAKE
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `vitrea new classify2d | head`: leave as other filters do, and keep the interpreter from flushing again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def version() -> str:
+    return importlib.metadata.version("vitrea")
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from vitrea.jobs.jobfile import JOBS, template
+
+    print(template(JOBS[arguments.type]), end="")
+    return DONE
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from vitrea.jobs.run import check
+
+    return check(arguments.job, arguments.set, arguments.ranks)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _one_blas_thread()
+    from vitrea.jobs.run import run
+
+    return run(arguments.job, arguments.set)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    _one_blas_thread()
+    from vitrea.jobs.run import resume
+
+    return resume(arguments.folder, arguments.set)
+
+
+def _simulate_particles(arguments: argparse.Namespace) -> int:
+    _one_blas_thread()
+    from vitrea.engine.simulate import ParticleSimulation, simulate_particles
+
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "out")}
+    simulation = ParticleSimulation(**given)
+    simulate_particles(simulation, arguments.out)
+    print(f"{simulation.n:,} particles of {simulation.views} views   box {simulation.box_size} px   "
+          f"{simulation.pixel_size:.4g} Å/px   SNR {simulation.snr:.4g}")
+    for name, words in _SIMULATED.items():
+        print(f"  {arguments.out / name!s:<40} {words}")
+    return DONE
+
+
+_SIMULATED = {
+    "particles.star": "the particles, for a job's input",
+    "particles.mrcs": "their images",
+    "truth.star": "view, angle and shift of each, for vitrea compare",
+    "views.mrcs": "the noise-free views",
+}
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from vitrea.engine.compare import compare, format_comparison
+
+    comparison = compare(arguments.truth, arguments.result)
+    print(json.dumps(comparison.as_dict(), indent=2) if arguments.json else format_comparison(comparison))
+    return DONE
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from vitrea.jobs.watch import watch
+
+    return watch(arguments.folder, once=arguments.once)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="vitrea",
+        description="Class averages of single-particle cryo-EM images, over MPI.",
+        epilog=_EXAMPLES,
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vitrea {version()}", help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_job_commands(commands)
+    _add_simulate(commands)
+    _add_views(commands)
+    return parser
+
+
+_EXAMPLES = """\
+a first run:
+  vitrea new classify2d > job.yaml      then edit input, n_classes, particle_diameter
+  vitrea check job.yaml
+  mpiexec -n 8 vitrea run job.yaml
+  vitrea watch runs/first               from any other terminal
+
+exit codes: 0 done, 1 failed, 2 a mistake in the job or the command, told in one line"""
+
+_SET_HELP = "change one key of the job file for this run, e.g. --set n_classes=100; may be given again"
+
+
+def _add_job_commands(commands: argparse._SubParsersAction) -> None:
+    new = _command(commands, "new", _new, "print a commented job file with units and defaults",
+                   "vitrea new classify2d > job.yaml")
+    new.add_argument("type", metavar="TYPE", choices=_job_names(), help=f"kind of job: {', '.join(_job_names())}")
+
+    check = _command(commands, "check", _check, "look a job over without running it: particles, memory, disk, poses",
+                     "vitrea check job.yaml --ranks 8")
+    check.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=_SET_HELP)
+    check.add_argument("--ranks", type=_positive, default=1, metavar="N", help="MPI ranks to plan for (default 1)")
+
+    run = _command(commands, "run", _run, "run a job, alone or under mpiexec",
+                   "mpiexec -n 8 vitrea run job.yaml --set output=runs/second")
+    run.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=_SET_HELP)
+
+    resume = _command(commands, "resume", _resume, "go on with a run that was stopped, on any number of ranks",
+                      "mpiexec -n 4 vitrea resume runs/first --set threads=2")
+    resume.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder")
+    resume.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="change a key marked for it in docs/job-keys.md, e.g. --set threads=2")
+
+
+def _add_simulate(commands: argparse._SubParsersAction) -> None:
+    simulate = commands.add_parser("simulate", help="make particles with known truth", formatter_class=_Formatter)
+    kinds = simulate.add_subparsers(title="what", metavar="WHAT", required=True)
+    particles = _command(kinds, "particles", _simulate_particles,
+                         "a stack of particles and its truth: particles.star, particles.mrcs, truth.star, views.mrcs",
+                         "vitrea simulate particles --out sim --n 2000 --views 10 --box 64 --pixel-size 4 --snr 0.1 "
+                         "--seed 1")
+    _add_wanted(particles.add_argument_group("what is wanted"))
+    _add_specimen(particles.add_argument_group("specimen (without either: a built-in asymmetric one)"))
+    _add_optics(particles.add_argument_group("microscope"))
+
+
+def _add_wanted(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    keep = {"default": argparse.SUPPRESS}
+    add("--out", type=Path, required=True, metavar="DIR", help="folder that the files are written to")
+    add("--n", type=int, required=True, metavar="N", help="number of particles")
+    add("--views", type=int, required=True, metavar="V", help="number of views, equally populated")
+    add("--box", dest="box_size", type=int, required=True, metavar="L", help="box [px]")
+    add("--pixel-size", type=float, required=True, metavar="A", help="pixel size [Å/px]")
+    add("--snr", type=float, required=True, metavar="S",
+        help="var(CTF-filtered signal over the whole box) / var(noise)")
+    add("--seed", type=int, **keep, metavar="K", help="start of every random draw (default 0)")
+    add("--max-shift", type=float, **keep, metavar="PX", help="largest shift in x and in y [px] (default 3)")
+    add("--junk", type=float, **keep, metavar="FRACTION",
+        help="fraction of pure noise, off-centre particles and close neighbours, 0 to 1 (default 0)")
+
+
+def _add_specimen(group: argparse._ArgumentGroup) -> None:
+    one = group.add_mutually_exclusive_group()
+    keep = {"default": argparse.SUPPRESS, "type": Path}
+    one.add_argument("--map", dest="map_path", **keep, metavar="MAP.mrc", help="a density map")
+    one.add_argument("--model", dest="model_path", **keep, metavar="FILE", help="atoms: .pdb or .cif, also .gz")
+
+
+def _add_optics(group: argparse._ArgumentGroup) -> None:
+    keep = {"default": argparse.SUPPRESS, "type": float}
+    add = group.add_argument
+    add("--no-ctf", dest="ctf", action="store_false", default=argparse.SUPPRESS, help="images without a CTF")
+    add("--defocus", nargs=2, metavar=("MIN", "MAX"), **keep, help="underfocus [Å] (default 10000 25000)")
+    add("--astigmatism", metavar="A", **keep, help="largest difference of the two defoci [Å] (default 500)")
+    add("--phase-shift", metavar="DEG", **keep, help="phase shift of a phase plate [degrees] (default 0)")
+    add("--voltage", metavar="KV", **keep, help="[kV] (default 300)")
+    add("--cs", metavar="MM", **keep, help="spherical aberration [mm] (default 2.7)")
+    add("--amplitude-contrast", metavar="Q", **keep, help="fraction (default 0.1)")
+
+
+def _add_views(commands: argparse._SubParsersAction) -> None:
+    compare = _command(commands, "compare", _compare, "compare classes and poses with the truth",
+                       "vitrea compare sim/truth.star runs/first/run_data.star")
+    compare.add_argument("truth", type=Path, metavar="TRUTH.star", help="as written by vitrea simulate particles")
+    compare.add_argument("result", type=Path, metavar="RESULT.star", help="run_data.star, or a data STAR of RELION's")
+    compare.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+    watch = _command(commands, "watch", _watch, "watch a run from any terminal: progress, time left, class sizes",
+                     "vitrea watch runs/first")
+    watch.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder")
+    watch.add_argument("--once", action="store_true", help="show the state now and leave")
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, function: object, words: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=words, description=words[0].upper() + words[1:] + ".", epilog=f"example:\n  {example}",
+        formatter_class=_Formatter,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that tells a mistake in one line, as the rest of the program does."""
+
+    def error(self, message: str) -> None:
+        _complain(f"{message}; see '{self.prog} --help'")
+        raise SystemExit(MISTAKE)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal up to 100 columns, with room for the longest option."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=_help_width())
+
+
+def _help_width() -> int:
+    import shutil
+
+    return min(100, shutil.get_terminal_size((100, 24)).columns)
+
+
+def _job_names() -> list[str]:
+    from vitrea.jobs.jobfile import JOBS
+
+    return list(JOBS)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' was found; expected a whole number, at least 1")
+    return int(text)
+
+
+def _complain(words: object) -> None:
+    """One line on stderr, from one rank: under mpiexec every rank meets the same mistake."""
+    from vitrea.jobs.launcher import rank_from_environment
+
+    if rank_from_environment() == 0:
+        print(f"vitrea: {words}", file=sys.stderr, flush=True)
+
+
+def _one_blas_thread() -> None:
+    """Small products on many threads are up to fifty times slower; ranks and `threads` do the parallel work."""
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
+        os.environ[name] = "1"

@@ -1,0 +1,202 @@
+"""Running a job: its folder, its endings, and what a look beforehand shows."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from vitrea.engine.errors import JobError
+from vitrea.engine.log import LINES_NAME, RECORDS_NAME, RunLog, format_bytes, read_records
+from vitrea.engine.options import options_of
+from vitrea.jobs.jobfile import JOB_NAME, Job, read_job, resolved_notes, started_in, write_job
+from vitrea.jobs.launcher import end_together, on_rank_0
+
+CHECKPOINT_NAME = "checkpoint.h5"
+RUN_FILES = (JOB_NAME, LINES_NAME, RECORDS_NAME, CHECKPOINT_NAME, "run_data.star", "run_classes.mrcs")
+RESULTS = {
+    "classes.png": "the class averages, largest first",
+    "run_data.star": "class, angle and shift of every particle",
+    "run_classes.mrcs": "the class averages as a stack",
+    "run_model.star": "size, resolution and spectra of each class",
+}
+
+
+def run(path: Path, overrides: Sequence[str]) -> int:
+    """`vitrea run`: make the run folder, run, tell where the results are; collective under mpiexec."""
+    from vitrea.engine.comm import world
+
+    comm = world()
+    job, made = on_rank_0(lambda: _begin(path, overrides, comm.size), comm=comm)
+    folder = job.options.output
+
+    def told(message: str, mistake: bool) -> None:
+        if mistake and comm.rank == 0 and not (folder / CHECKPOINT_NAME).exists():
+            _take_back(folder, made)
+        else:
+            _log_failure(folder, message, comm)
+
+    return end_together(lambda: _carry_out(job, False, comm), told, comm=comm)
+
+
+def resume(folder: Path, overrides: Sequence[str]) -> int:
+    """`vitrea resume`: go on from the last checkpoint, or from the start if there is none yet."""
+    from vitrea.engine.comm import world
+
+    comm = world()
+    job = on_rank_0(lambda: _begin_again(folder, overrides, comm.size), comm=comm)
+    if job is None:
+        return 0
+    from_checkpoint = on_rank_0(lambda: (folder / CHECKPOINT_NAME).exists(), comm=comm)
+    return end_together(
+        lambda: _carry_out(job, from_checkpoint, comm),
+        lambda message, mistake: _log_failure(folder, message, comm),
+        comm=comm,
+    )
+
+
+def check(path: Path, overrides: Sequence[str], ranks: int) -> int:
+    """`vitrea check`: everything that can be wrong before the first image is read, and what the run will need."""
+    from vitrea.engine.particles import read_particles
+    from vitrea.engine.plan import plan
+
+    job = read_job(path, overrides)
+    _require_free(job.options.output)
+    table = read_particles(job.options.input)
+    planned = plan(job.options, table, ranks)
+    for words in _check_lines(path, job, table, planned, ranks):
+        print(words)
+    return 0
+
+
+def _begin(path: Path, overrides: Sequence[str], ranks: int) -> tuple[Job, bool]:
+    job = read_job(path, overrides)
+    folder = job.options.output
+    _require_free(folder)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JobError(
+            f"{folder}: the run folder cannot be made: {error.strerror}; expected a place with write permission and "
+            "free space; choose another output"
+        ) from error
+    try:
+        write_job(folder / JOB_NAME, job, resolved_notes(_version(), platform.node(), ranks, Path.cwd()))
+    except JobError:
+        _take_back(folder, made)
+        raise
+    return job, made
+
+
+def _require_free(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise JobError(f"{folder}: the output is a file; expected a folder; choose another output")
+    held = [name for name in RUN_FILES if (folder / name).exists()]
+    if held:
+        raise JobError(
+            f"{folder}: this folder already holds a run ({held[0]}); expected a new or empty one; "
+            f"go on with 'vitrea resume {folder}', or choose another output"
+        )
+
+
+def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | None:
+    path = folder / JOB_NAME
+    if not path.exists():
+        found = "holds no job.yaml" if folder.is_dir() else "is not a folder"
+        raise JobError(f"{folder}: {found}; expected the folder of a run; start one with 'vitrea run JOB.yaml'")
+    records = read_records(folder / RECORDS_NAME)
+    if records and records[-1]["kind"] == "done" and not overrides:
+        print(f"{folder}: this run is done; nothing is left to resume")
+        return None
+    _require_resumable(path, overrides)
+    job = read_job(path, overrides)
+    # The folder may have been moved since it was made; it is where it is.
+    job = replace(job, options=replace(job.options, output=folder))
+    _require_input(path, job)
+    if overrides:
+        write_job(path, job, resolved_notes(_version(), platform.node(), ranks, Path.cwd()))
+    return job
+
+
+def _require_resumable(path: Path, overrides: Sequence[str]) -> None:
+    table = options_of(type(read_job(path).options))
+    allowed = [name for name, option in table.items() if option.resumable]
+    for text in overrides:
+        name = text.partition("=")[0].strip()
+        if name in table and name not in allowed:
+            raise JobError(
+                f"--set {text}: {name} cannot change within a run; expected one of {', '.join(allowed)}; "
+                "start a new run with another output"
+            )
+
+
+def _require_input(path: Path, job: Job) -> None:
+    began = started_in(path)
+    if not job.options.input.exists() and began and (began / job.options.input).exists():
+        raise JobError(
+            f"{path}: {job.options.input} is not there seen from {Path.cwd()}; the run was started in another folder; "
+            f"'cd {began}' first"
+        )
+
+
+def _carry_out(job: Job, from_checkpoint: bool, comm) -> int:
+    ended = job.type.load_runner()(job.options, resume=from_checkpoint, comm=comm)
+    if comm.rank == 0:
+        for line in _ending_lines(job.options.output, ended):
+            print(line, flush=True)
+    return 0
+
+
+def _ending_lines(folder: Path, ended: str) -> list[str]:
+    if ended == "stopped":
+        return [f"stopped before the end; go on with 'vitrea resume {folder}'"]
+    return [f"  {folder / name!s:<40} {words}" for name, words in RESULTS.items() if (folder / name).exists()]
+
+
+def _take_back(folder: Path, made: bool) -> None:
+    """Leave nothing of a run that a mistake ended before its first checkpoint: the corrected job may use the folder."""
+    with suppress(OSError):
+        for name in (JOB_NAME, LINES_NAME, RECORDS_NAME):
+            (folder / name).unlink(missing_ok=True)
+        if made:
+            folder.rmdir()
+
+
+def _log_failure(folder: Path, message: str, comm) -> None:
+    """The last line of the log, unless the run wrote it. Any rank may be the one that failed."""
+    with suppress(OSError, JobError):
+        records = read_records(folder / RECORDS_NAME)
+        if records and records[-1]["kind"] == "failed":
+            return
+        at = next((record for record in reversed(records) if "iteration" in record), {})
+        with RunLog(folder, echo=False) as log:
+            log.tell(
+                "failed", iteration=at.get("iteration"), phase=at.get("phase"), rank=comm.rank, ranks=comm.size,
+                host=platform.node(), message=message,
+            )
+
+
+def _check_lines(path: Path, job: Job, table: object, planned: object, ranks: int) -> list[str]:
+    groups = len(table.optics)
+    voltages = sorted({group.voltage for group in table.optics if group.voltage})
+    optics = "1 optics group" if groups == 1 else f"{groups} optics groups"
+    optics += "   " + ", ".join(f"{voltage:.4g}" for voltage in voltages) + " kV" if voltages else ""
+    a_rank = f"{format_bytes(planned.memory_per_rank_bytes)} a rank"
+    whole = f"{format_bytes(planned.memory_per_rank_bytes * ranks)} on {ranks} ranks" if ranks > 1 else "on 1 rank"
+    return [
+        f"{path}   {job.type.name}   {job.options.n_classes} classes   into {job.options.output}",
+        f"particles   {planned.particles:,} in {job.options.input}   {planned.particles_per_rank:,} a rank",
+        f"images      box {planned.box_size} px   {planned.pixel_size:.4g} Å/px   {optics}",
+        f"poses       {planned.poses_coarse:,} coarse, {planned.poses_fine:,} fine, of each particle",
+        f"memory      {a_rank}, {whole}",
+        f"disk        {format_bytes(planned.disk_bytes)}",
+        "no mistake found; nothing was run or written",
+    ]
+
+
+def _version() -> str:
+    return importlib.metadata.version("vitrea")
