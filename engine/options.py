@@ -148,8 +148,8 @@ class JobOptions:
         for name, option in options_of(type(self)).items():
             object.__setattr__(self, name, option.check(getattr(self, name)))
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Pairs (key, sentence) of values that are right by themselves and wrong together."""
+    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Pairs (keys, sentence) of values that are right by themselves and wrong together."""
         yield from ()
 
     def as_dict(self) -> dict[str, object]:
@@ -165,7 +165,7 @@ CTF_CHOICES = {
 }
 NORMALISE_CHOICES = {
     "check": "refuse particles that are not normalised as RELION does",
-    "always": "bring the background around the particle to mean 0 and standard deviation 1",
+    "always": "bring the background around the particle to mean 0, deviation 1",
     "never": "take the particles as they are",
 }
 ALGORITHM_CHOICES = {
@@ -227,9 +227,9 @@ class Classify2dOptions(JobOptions):
     memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
                                        null_means="no limit", example=8.0, resumable=True, section="machine")
 
-    def conflicts(self) -> Iterator[tuple[str, str]]:
+    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
         if 0 < self.offset_range < self.offset_step:
-            yield "offset_step", (
+            yield ("offset_step", "offset_range"), (
                 f"offset_step is {format_value(self.offset_step)} px, more than offset_range of "
                 f"{format_value(self.offset_range)} px; only the shift 0 would be searched; "
                 "make the step smaller, or write offset_range: 0 if no shift is wanted"

@@ -267,8 +267,9 @@ def _options(path: Path, job_type: JobType, entries: Mapping[str, Entry]) -> Job
         raise JobError(f"{path}: {what}; every {job_type.name} job needs {pronoun}; add for example {lines}")
     values = {name: _value(table[name], entry) for name, entry in entries.items()}
     options = job_type.options(**values)
-    for name, sentence in options.conflicts():
-        raise JobError(f"{entries[name].where if name in entries else path}: {sentence}")
+    for names, sentence in options.conflicts():
+        where = [entries[name].where for name in names if name in entries]
+        raise JobError(f"{where[0]}: {sentence}")
     return options
 
 

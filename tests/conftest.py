@@ -6,6 +6,9 @@
 
 import io
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,37 @@ def comm():
     fresh = world().Dup()
     yield fresh
     fresh.Free()
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """`launch(n, *arguments)`: run this Python under `mpiexec -n n` (n = 0: without mpiexec) in tmp_path.
+
+    Returns the CompletedProcess with texts. The environment is free of an outer launcher's variables, so that it also
+    works from a test run that is itself under mpiexec. Skipped, visibly, where there is no mpiexec.
+    """
+    outer = ("PMI", "PMIX", "OMPI", "HYDRA", "HYDI", "MPI_", "MPIR", "PRTE", "SLURM")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
+    environment |= {name: value for name, value in os.environ.items() if name in MPI_PERMISSIONS}
+
+    def run(n, *arguments, seconds=120):
+        command = [sys.executable, *map(str, arguments)]
+        if n > 0:
+            beside = Path(sys.executable).parent / "mpiexec"
+            mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+            if mpiexec is None:
+                pytest.skip("no mpiexec beside python or on PATH; pip install mpich, or load the site's MPI")
+            command = [mpiexec, "-n", str(n), *command]
+        return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=seconds)
+
+    return run
+
+
+# What lets Open MPI run as root and with more ranks than cores; the Makefile sets them.
+MPI_PERMISSIONS = (
+    "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "PRTE_MCA_rmaps_default_mapping_policy",
+    "OMPI_MCA_rmaps_base_oversubscribe",
+)
 
 
 @pytest.hookimpl(trylast=True)
