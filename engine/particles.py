@@ -226,7 +226,8 @@ def _check_sections(rows, names, headers, stack_index, section):
         row = beyond[0]
         stack = Path(names[stack_index[row]]).name
         raise JobError(f"{rows.path} row {row + 1}: {section[row] + 1}@{stack}, but {stack} holds {n_images[row]} "
-                       f"images; expected a section of 1 to {n_images[row]}; correct the row or extract the stack again")
+                       f"images; expected a section of 1 to {n_images[row]}; correct the row or extract the stack "
+                       "again")
 
 
 def _first_row(index, number):
@@ -358,8 +359,8 @@ def _check_boxes(rows, groups, headers, stack_index, box_size):
     wrong = np.flatnonzero((stated > 0) & (stated != box_size))
     if len(wrong):
         row = wrong[0]
-        rows.fail(row, f"{headers[stack_index[row]].path.name} has a box of {box_size[row]} px, but _rlnImageSize of "
-                  f"its optics group is {stated[row]}", "the same box in both", "correct _rlnImageSize or the stack")
+        rows.fail(row, f"{headers[stack_index[row]].path.name} has a box of {box_size[row]} px, but _rlnImageSize "
+                  f"of its optics group is {stated[row]}", "the same box in both", "correct _rlnImageSize or the stack")
 
 
 def _check_pixel_sizes(rows, groups, headers, stack_index, pixel_size):

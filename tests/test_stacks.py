@@ -144,8 +144,8 @@ def test_broken_files_are_told(tmp_path):
     write_stack(path, np.ones((4, 8, 8)), 1.0)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    with pytest.raises(JobError, match=r"s.mrcs: found 2,043 bytes; expected 2,048 for 4 images of 8 × 8 px; the stack is"
-                                       " cut short, copy or extract it again"):
+    with pytest.raises(JobError, match=r"s.mrcs: found 2,043 bytes; expected 2,048 for 4 images of 8 × 8 px; the stack"
+                                       " is cut short, copy or extract it again"):
         read_header(path)
     for content in (b"", whole[:500], b"\x89PNG" + bytes(4000), bytes(4000)):
         path.write_bytes(content)
