@@ -1,0 +1,208 @@
+"""A rank's particles as angular harmonics: read once, masked, transformed, multiplied by their CTF, and kept in memory.
+
+The particles are cut into blocks by optics group and row, from the data alone; ranks are dealt whole, neighbouring blocks. What
+is computed in a block is computed the same way on whichever rank it lies, which is why results do not depend on the number of ranks.
+"""
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitrea.kernels.ctf import ctf
+from vitrea.kernels.fourier import RingTransform
+from vitrea.kernels.mask import disc_image
+from vitrea.kernels.polar import PolarTransform, complete_rings, rings_to_table
+
+BATCH = 16                # images transformed at once
+LARGEST_BLOCK = 512       # particles: large enough for matrix products
+SMALLEST_BLOCK = 64
+BLOCKS_WANTED = 32        # for small data: so that several ranks and threads find work
+FLAT = 1e-6               # a standard deviation below this is an empty image
+BACKGROUND_MEAN, BACKGROUND_SD = 0.5, (0.5, 2.0)   # what RELION accepts as normalised
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fixed part of the particles, all of one optics group: rows int64[n] of the table."""
+
+    number: int
+    optics: int
+    rows: np.ndarray
+
+
+def make_blocks(optics_index, block_size=None):
+    """Cut the rows of each optics group into blocks: a list in the order of groups, then rows."""
+    n = len(optics_index)
+    size = block_size or int(np.clip(-(-n // BLOCKS_WANTED), SMALLEST_BLOCK, LARGEST_BLOCK))
+    blocks = []
+    for group in np.unique(optics_index):
+        rows = np.flatnonzero(optics_index == group)
+        pieces = np.array_split(rows, max(1, -(-len(rows) // size)))
+        blocks += [Block(len(blocks) + i, int(group), piece) for i, piece in enumerate(pieces)]
+    return blocks
+
+
+def share_of(n_items, rank, size):
+    """slice: the neighbouring items that `rank` of `size` works on."""
+    return slice(n_items * rank // size, n_items * (rank + 1) // size)
+
+
+@dataclass
+class Shard:
+    """The particles of a rank, in the order of its blocks.
+
+    rows int64[n]: row of the table; table complex64[n, size]: harmonics of mask·X·C; ctf2 complex64[n, J, R]; power float32[n, R]:
+    ring means of |X|²; usable bool[n]: False for images set aside, whose numbers are zero; reasons: local index → why.
+    """
+
+    blocks: list
+    starts: np.ndarray
+    rows: np.ndarray
+    table: np.ndarray
+    ctf2: np.ndarray
+    power: np.ndarray
+    usable: np.ndarray
+    background: np.ndarray
+    reasons: dict = field(default_factory=dict)
+
+    @classmethod
+    def allocate(cls, blocks, geometry):
+        """An empty shard for `blocks`."""
+        rows = np.concatenate([b.rows for b in blocks]) if blocks else np.zeros(0, dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum([len(b.rows) for b in blocks])]).astype(np.int64)
+        n, grid = len(rows), geometry.grid
+        return cls(blocks, starts, rows, np.zeros((n, grid.size), np.complex64),
+                   np.zeros((n, geometry.ctf_terms, grid.n_rings), np.complex64),
+                   np.zeros((n, grid.n_rings), np.float32), np.ones(n, dtype=bool), np.zeros((n, 2)))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def of_block(self, i):
+        """int64[n]: local indices of the usable particles of the i-th block of this shard."""
+        return self.starts[i] + np.flatnonzero(self.usable[self.starts[i]:self.starts[i + 1]])
+
+
+class Loader:
+    """Reads images of one ParticleTable and writes their harmonics into a shard: plans and masks by optics group."""
+
+    def __init__(self, table, options, geometry, reader):
+        self._table, self._options, self._geometry, self._reader = table, options, geometry, reader
+        self._rings = RingTransform(BATCH, geometry.grid.n_rings, geometry.grid.n_angles)
+        self._groups = {}
+
+    def load(self, shard, i):
+        """Read, check and transform the i-th block of the shard."""
+        for first in range(shard.starts[i], shard.starts[i + 1], BATCH):
+            local = np.arange(first, min(first + BATCH, shard.starts[i + 1]))
+            self._load_batch(shard, local, shard.blocks[i].optics)
+
+    def _load_batch(self, shard, local, optics):
+        rows, group = shard.rows[local], self._group(optics)
+        images = self._centred(self._reader.read(rows), rows)
+        bad = _unusable(images)
+        shard.usable[local] = [why is None for why in bad]
+        shard.reasons.update({int(j): why for j, why in zip(local, bad) if why})
+        images[~shard.usable[local]] = 0
+        if self._options.invert_contrast:
+            np.negative(images, out=images)
+        shard.background[local] = group.background(images)
+        if self._options.normalise == "always":
+            mean, deviation = shard.background[local].T
+            images = (images - mean[:, None, None]) / np.where(deviation > 0, deviation, 1.0)[:, None, None]
+            shard.background[local] = (0.0, 1.0)
+        half = group.polar(images.astype(np.float32, copy=False))
+        half *= self._fraction_ramp(rows)
+        transfer = self._transfer(rows)
+        shard.power[local] = np.mean(np.abs(half) ** 2, axis=2)
+        shard.ctf2[local] = self._ctf2(transfer)
+        self._to_table(half * transfer, shard.table, local)
+
+    def _group(self, optics):
+        if optics not in self._groups:
+            self._groups[optics] = _GroupTransform(self._table.optics[optics], self._geometry, optics)
+        return self._groups[optics]
+
+    def _centred(self, images, rows):
+        """Shift by the whole pixels of the origins the table came with, as RELION does before masking."""
+        shift = np.rint(self._origin_px(rows)).astype(int)
+        for image, (dy, dx) in zip(images, shift):
+            if dy or dx:
+                image[:] = np.roll(image, (dy, dx), axis=(0, 1))
+        return images
+
+    def _origin_px(self, rows):
+        pixel = np.array([group.pixel_size for group in self._table.optics])[self._table.optics_index[rows]]
+        return self._table.origin[rows] / pixel[:, None]
+
+    def _fraction_ramp(self, rows):
+        """The remaining part of a pixel of the origins, as a phase: complex64[n, R, n_angles/2] or 1."""
+        rest = self._origin_px(rows)
+        rest -= np.rint(rest)
+        if not rest.any():
+            return np.complex64(1.0)
+        pixel = np.array([group.pixel_size for group in self._table.optics])[self._table.optics_index[rows]]
+        grid, theta = self._geometry.grid, self._theta()
+        along = rest[:, :1] * np.sin(theta) + rest[:, 1:] * np.cos(theta)
+        frequency = self._geometry.frequency()[None, :, None] * pixel[:, None, None]
+        assert grid.n_rings == frequency.shape[1]
+        return np.exp(-2j * np.pi * frequency * along[:, None, :]).astype(np.complex64)
+
+    def _theta(self):
+        return self._geometry.grid.angles()[:self._geometry.grid.n_angles // 2]
+
+    def _transfer(self, rows):
+        """The CTF as the job wants it: float32[n, R, n_angles/2], or [n, R, 1] without astigmatism."""
+        table, choice = self._table, self._options.ctf
+        if choice == "none" or not table.has_ctf:
+            return np.ones((len(rows), self._geometry.grid.n_rings, 1), dtype=np.float32)
+        theta = self._theta()[None, None, :] if self._geometry.ctf_terms > 1 else np.zeros((1, 1, 1))
+        group = table.optics[table.optics_index[rows[0]]]
+        column = {name: getattr(table, name)[rows][:, None, None]
+                  for name in ("defocus_u", "defocus_v", "defocus_angle", "phase_shift", "bfactor")}
+        transfer = ctf(self._geometry.frequency()[None, :, None], theta, voltage=group.voltage, cs=group.cs,
+                       amplitude_contrast=group.amplitude_contrast, intact_first_peak=choice == "intact_first_peak",
+                       **column)
+        if choice == "phase_flipped":
+            transfer = np.abs(transfer)
+        return transfer.astype(np.float32)
+
+    def _ctf2(self, transfer):
+        harmonics = np.fft.rfft(transfer.astype(np.float64) ** 2, axis=2) / transfer.shape[2]
+        return harmonics[:, :, :self._geometry.ctf_terms].transpose(0, 2, 1)
+
+    def _to_table(self, half, table, local):
+        grid = self._geometry.grid
+        complete_rings(half, self._rings.array[:len(local)])
+        self._rings.array[len(local):] = 0
+        self._rings.to_harmonics()
+        rings_to_table(self._rings.array, grid.first_ring, grid.offset, table[local[0]:local[-1] + 1])
+
+
+class _GroupTransform:
+    """Mask and polar transform of the boxes of one optics group."""
+
+    def __init__(self, optics_group, geometry, number):
+        box, to_px = optics_group.box_size, geometry.pixel_size / optics_group.pixel_size
+        self._mask = disc_image(box, geometry.image_radius * to_px, geometry.mask_edge * to_px)
+        self._outside = disc_image(box, geometry.particle_radius * to_px, 0.0) == 0.0
+        self._amplitude = np.float32(geometry.amplitude[number])
+        self._transform = PolarTransform(geometry.grid, BATCH, box, geometry.magnification[number])
+
+    def background(self, images):
+        """float64[n, 2]: mean and standard deviation outside the particle circle."""
+        ring = images[:, self._outside].astype(np.float64)
+        return np.stack([ring.mean(axis=1), ring.std(axis=1)], axis=1)
+
+    def polar(self, images):
+        """Masked images float32[n, L, L] on half rings: complex64[n, R, n_angles/2]."""
+        return self._transform.forward(images * self._mask) * self._amplitude
+
+
+def _unusable(images):
+    """Why each image cannot be used; None where it can."""
+    flat = images.reshape(len(images), -1)
+    finite = np.isfinite(flat).all(axis=1)
+    with np.errstate(all="ignore"):
+        spread = np.where(finite, flat.std(axis=1, dtype=np.float64), 1.0)
+    return [None if ok and deviation > FLAT else "all pixels have one value" if ok else "has pixels that are not finite"
+            for ok, deviation in zip(finite, spread)]

@@ -1,0 +1,139 @@
+"""Scores of all rotations and shifts as matrix products over rings and short Fourier transforms over angles.
+
+A rotation by ψ multiplies a(r, m) by e^{−imψ}. With images y = harmonics of C·X and templates a_t = harmonics of the shifted reference,
+    score(ψ, t) = Σ_m e^{imψ} z_t(m),   z_t(m) = Σ_r w_r y(r, m) conj a_t(r, m),
+the bracket being, for each m, a product (images × rings)·(rings × shifts), and the sum over m an inverse FFT
+(Rangan et al. 2020; design: docs/theory.md).
+"""
+import numba
+import numpy as np
+
+
+@numba.njit(nogil=True, cache=True)
+def gather_by_harmonic(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
+    """Collect `rows` of a coefficient table, weighted by ring and particle, as one matrix (rows × rings) per harmonic.
+
+    table complex64[N, size] on a wide grid (offset, first_ring); rows int64[n]; ring_weight float32[R] of the narrow grid;
+    scale float32[n]; out_offset int64[M+1] of the narrow grid; out complex64[≥ n·size'] receives, from n·out_offset[m] on,
+    the matrix of harmonic m, row after row.
+    """
+    n = rows.size
+    for m in range(out_offset.size - 1):
+        width = out_offset[m + 1] - out_offset[m]
+        for i in range(n):
+            source, target = table[rows[i], offset[m]:offset[m] + width], n * out_offset[m] + i * width
+            for r in range(width):
+                out[target + r] = source[r] * (ring_weight[first_ring[m] + r] * scale[i])
+
+
+def reference_gather_by_harmonic(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
+    """NumPy twin of `gather_by_harmonic`."""
+    n = rows.size
+    for m in range(out_offset.size - 1):
+        width = out_offset[m + 1] - out_offset[m]
+        part = table[rows, offset[m]:offset[m] + width] * ring_weight[first_ring[m]:first_ring[m] + width]
+        out[n * out_offset[m]:n * out_offset[m + 1]] = (part * scale[:, None]).ravel()
+
+
+@numba.njit(nogil=True, cache=True)
+def gather_by_row(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
+    """As `gather_by_harmonic`, but complex64[n, size']: the coefficients of one particle side by side."""
+    for m in range(out_offset.size - 1):
+        width = out_offset[m + 1] - out_offset[m]
+        for i in range(rows.size):
+            for r in range(width):
+                weight = ring_weight[first_ring[m] + r] * scale[i]
+                out[i, out_offset[m] + r] = table[rows[i], offset[m] + r] * weight
+
+
+@numba.njit(nogil=True, cache=True)
+def harmonic_product(images, n, start, stop, templates, n_shifts, offset, out):
+    """z(m; i, t) for images `start…stop` of `n`: one BLAS product a harmonic.
+
+    images complex64[n·size] as written by `gather_by_harmonic`; templates complex64[size·T], conjugated, per harmonic a matrix
+    (rings × shifts); out complex64[M, ≥ (stop − start)·T].
+    """
+    count = stop - start
+    for m in range(offset.size - 1):
+        width = offset[m + 1] - offset[m]
+        first = n * offset[m] + start * width
+        left = images[first:first + count * width].reshape(count, width)
+        right = templates[n_shifts * offset[m]:n_shifts * offset[m + 1]].reshape(width, n_shifts)
+        np.dot(left, right, out[m, :count * n_shifts].reshape(count, n_shifts))
+
+
+def reference_harmonic_product(images, n, start, stop, templates, n_shifts, offset, out):
+    """NumPy twin of `harmonic_product`."""
+    for m in range(offset.size - 1):
+        left = images[n * offset[m]:n * offset[m + 1]].reshape(n, -1)[start:stop]
+        right = templates[n_shifts * offset[m]:n_shifts * offset[m + 1]].reshape(-1, n_shifts)
+        out[m, :(stop - start) * n_shifts] = (left @ right).ravel()
+
+
+@numba.njit(nogil=True, cache=True)
+def pack_lines(product, first, count, n_shifts, log_prior, ctf_term, out):
+    """Lay lines `first…first+count` of a product side by side for the transform over angles, priors and CTF term added.
+
+    product complex64[M, lines], a line being (image, shift); log_prior float32[T], added to m = 0; ctf_term complex64[images, J],
+    the harmonics 0, 2, 4, … of −½ Σ_r w_r C²|A|², which no shift changes; out complex64[≥ count, n/2+1].
+    """
+    n_harmonics, terms, block = product.shape[0], ctf_term.shape[1], 8
+    for begin in range(0, count, block):  # a small transpose, block by block
+        end = min(begin + block, count)
+        for m in range(n_harmonics):
+            for line in range(begin, end):
+                out[line, m] = product[m, first + line]
+    for line in range(count):
+        image, shift = divmod(first + line, n_shifts)
+        out[line, n_harmonics:] = 0
+        for j in range(terms):
+            out[line, 2 * j] += ctf_term[image, j]
+        out[line, 0] += log_prior[shift]
+
+
+def reference_pack_lines(product, first, count, n_shifts, log_prior, ctf_term, out):
+    """NumPy twin of `pack_lines`."""
+    lines = np.arange(first, first + count)
+    out[:count] = 0
+    out[:count, :product.shape[0]] = product[:, first:first + count].T
+    out[:count, 0:2 * ctf_term.shape[1]:2] += ctf_term[lines // n_shifts]
+    out[:count, 0] += log_prior[lines % n_shifts]
+
+
+@numba.njit(nogil=True, cache=True)
+def accumulate_lines(harmonics, count, line_image, line_target, offset, images, out):
+    """out[target] += Σ_ψ W(ψ) R_−ψ y: weighted sums of images turned back, one line of weights after the other.
+
+    harmonics complex64[≥ count, n/2+1]: transform Σ_ψ W e^{−imψ} of the weights of each line; its conjugate turns the
+    image back. (With the sign of m wrong, EM converges happily to blurred discs.) line_image, line_target int64[count];
+    images complex64[n, size]; out complex64[targets, size].
+    """
+    for line in range(count):
+        image, target = images[line_image[line]], out[line_target[line]]
+        for m in range(offset.size - 1):
+            weight = np.conj(harmonics[line, m])
+            for c in range(offset[m], offset[m + 1]):
+                target[c] += weight * image[c]
+
+
+def reference_accumulate_lines(harmonics, count, line_image, line_target, offset, images, out):
+    """NumPy twin of `accumulate_lines`."""
+    for line in range(count):
+        weight = np.repeat(np.conj(harmonics[line, :offset.size - 1]), np.diff(offset))
+        out[line_target[line]] += weight * images[line_image[line]]
+
+
+@numba.njit(nogil=True, cache=True)
+def shift_rings(rings, phase_y, phase_x, shift_y, shift_x, out):
+    """Multiply ring samples by a translation: out(r, θ) = rings(r, θ) e^{−i(q_y s_y + q_x s_x)}.
+
+    rings, out complex64[R, n]; phase_y, phase_x float32[R, n] [radians per px]; the shift in px. Only half of each ring is computed;
+    the other half of a real image's transform is its conjugate.
+    """
+    half = rings.shape[1] // 2
+    for r in range(rings.shape[0]):
+        for j in range(half):
+            angle = phase_y[r, j] * shift_y + phase_x[r, j] * shift_x
+            value = rings[r, j] * complex(np.cos(angle), -np.sin(angle))
+            out[r, j] = value
+            out[r, half + j] = np.conj(value)

@@ -1,0 +1,197 @@
+"""From scores to posterior probabilities: log-sum-exp per particle, weights, significance, sub-grid peaks.
+
+Scores are float32 logarithms up to a constant of the particle. Nothing is exponentiated before the particle's maximum is
+subtracted, so neither overflow nor "all weights are zero" can happen. Lines far below the best are never exponentiated.
+"""
+import numba
+import numpy as np
+
+NEGLIGIBLE = 16.0  # nats below the best: a factor of 1e-7
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)
+LN2_LOW = np.float32(-2.12194440e-4)
+LOWEST = np.float32(-80.0)
+REASSOCIATE = {"reassoc", "contract", "nnan", "nsz"}  # lets sums and maxima use all lanes of a vector register
+SMALLEST_WEIGHT = np.float32(1e-7)
+SIGNIFICANCE_BINS = 64
+BINS_PER_NAT = 4.0
+
+
+@numba.njit(nogil=True, cache=True, fastmath=REASSOCIATE)
+def exp_line(values, shift, out):
+    """out = exp(values − shift) for values ≤ shift, at least e^−80; float32[n]. Returns the sum.
+
+    e^x = 2^k p, k an integer written into the exponent bits, p a polynomial (Cephes expf, relative error 2e-7), so that LLVM
+    vectorises both loops; a call of the C library would take five times as long.
+    """
+    bits = out.view(np.int32)
+    total = np.float32(0.0)
+    for j in range(values.size):
+        k = np.floor(max(values[j] - shift, LOWEST) * LOG2_E + np.float32(0.5))
+        bits[j] = (np.int32(k) + np.int32(127)) << np.int32(23)
+    for j in range(values.size):
+        x = max(values[j] - shift, LOWEST)
+        k = np.floor(x * LOG2_E + np.float32(0.5))
+        f = x - k * LN2_HIGH - k * LN2_LOW
+        p = np.float32(1.9875691500e-4)
+        p = p * f + np.float32(1.3981999507e-3)
+        p = p * f + np.float32(8.3334519073e-3)
+        p = p * f + np.float32(4.1665795894e-2)
+        p = p * f + np.float32(1.6666665459e-1)
+        p = p * f + np.float32(5.0000001201e-1)
+        weight = out[j] * (p * f * f + f + np.float32(1.0))
+        out[j] = weight
+        total += weight
+    return total
+
+
+def reference_exp_line(values, shift, out):
+    """NumPy twin of `exp_line`."""
+    out[:] = np.exp(np.maximum(values - np.float32(shift), LOWEST))
+    return out.sum()
+
+
+@numba.njit(nogil=True, cache=True, fastmath=REASSOCIATE)
+def line_maximum(values):
+    """The largest of float32[n]."""
+    best = values[0]
+    for value in values:
+        best = value if value > best else best
+    return best
+
+
+@numba.njit(nogil=True, cache=True)
+def add_lines(values, count, line_image, best, total, scratch, line_best):
+    """Stream lines into a log-sum-exp per image: log Σ exp = best + log total.
+
+    values float32[≥ count, n]; line_image int64[count]; best float32[n_images] (start −inf), total float64[n_images] (start 0), both updated;
+    line_best float32[count] receives each line's maximum.
+    """
+    for line in range(count):
+        peak, image = line_maximum(values[line]), line_image[line]
+        line_best[line] = peak
+        if peak > best[image]:
+            if total[image] > 0.0:
+                total[image] *= np.exp(np.float64(best[image]) - np.float64(peak))
+            best[image] = peak
+        elif peak < best[image] - NEGLIGIBLE:
+            continue
+        total[image] += exp_line(values[line], best[image], scratch)
+
+
+def reference_add_lines(values, count, line_image, best, total, scratch, line_best):
+    """NumPy twin of `add_lines`, which drops nothing."""
+    line_best[:count] = values[:count].max(axis=1)
+    for image in np.unique(line_image[:count]):
+        mine = values[:count][line_image[:count] == image].astype(np.float64)
+        peak = max(best[image], mine.max())
+        total[image] = np.exp(mine - peak).sum() + (total[image] * np.exp(best[image] - peak) if total[image] else 0.0)
+        best[image] = peak
+
+
+@numba.njit(nogil=True, cache=True)
+def smallest_sets(log_weights, fraction, out):
+    """Mark per row the smallest set of columns that holds `fraction` of the row's weight.
+
+    log_weights float64[n, K] (any constant per row), −inf allowed; out bool[n, K]. A row without finite weight marks nothing.
+    """
+    n, n_classes = log_weights.shape
+    for i in range(n):
+        out[i] = False
+        order = np.argsort(-log_weights[i])
+        peak = log_weights[i, order[0]]
+        if not np.isfinite(peak):
+            continue
+        total = 0.0
+        for k in range(n_classes):
+            total += np.exp(log_weights[i, k] - peak)
+        held = 0.0
+        for k in order:
+            if held >= fraction * total:
+                break
+            out[i, k] = True
+            held += np.exp(log_weights[i, k] - peak)
+
+
+@numba.njit(nogil=True, cache=True)
+def weigh_lines(scores, log_total, lines, line_row, out, histogram, expected):
+    """Weights of `lines` of scores: out[j] = exp(scores[lines[j]] − log_total[row]), float32[≥ lines, n].
+
+    scores float32[L, n]; log_total float64[rows]; lines, line_row int64[count]. Added to, by row: expected float64[rows], the mean
+    score Σ W·score; histogram float64[rows, SIGNIFICANCE_BINS, 2], the number of poses and their weight by how far
+    the weight lies below 1 (BINS_PER_NAT a nat), from which the number of significant poses is read.
+    """
+    for j in range(lines.size):
+        row, line = line_row[j], scores[lines[j]]
+        exp_line(line, np.float32(log_total[row]), out[j])
+        for a in range(line.size):
+            weight = out[j, a]
+            if weight > SMALLEST_WEIGHT:
+                index = min(int(np.float32(log_total[row] - line[a]) * BINS_PER_NAT), SIGNIFICANCE_BINS - 1)
+                histogram[row, max(index, 0), 0] += 1
+                histogram[row, max(index, 0), 1] += weight
+                expected[row] += weight * line[a]
+
+
+@numba.njit(nogil=True, cache=True)
+def significant_poses(histogram, fraction):
+    """How many poses hold `fraction` of the weight, to the width of a bin: float64[n] from float64[n, BINS, 2]."""
+    out = np.zeros(histogram.shape[0])
+    for i in range(histogram.shape[0]):
+        goal, held = fraction * histogram[i, :, 1].sum(), 0.0
+        for b in range(histogram.shape[1]):
+            number, weight = histogram[i, b, 0], histogram[i, b, 1]
+            if weight > 0.0 and held + weight >= goal:
+                out[i] += np.ceil(number * (goal - held) / weight)
+                break
+            out[i] += number
+            held += weight
+    return out
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def peak_offset(before, here, after):
+    """Where the parabola through three equidistant values has its maximum, in steps, within ±½; 0 if there is none."""
+    curvature = before - 2.0 * here + after
+    if curvature >= 0.0:
+        return 0.0
+    return min(max(0.5 * (before - after) / curvature, -0.5), 0.5)
+
+
+@numba.njit(nogil=True, cache=True)
+def refine_peak(scores, shift, angle, neighbours):
+    """Sub-grid position of a maximum of scores float32[T, n] at (shift, angle): (Δangle, Δy, Δx) in grid steps.
+
+    neighbours int64[T, 4]: index of the shift one step along −y, +y, −x, +x, or −1 at the rim, where no step is taken.
+    """
+    n = scores.shape[1]
+    here = scores[shift, angle]
+    turn = peak_offset(scores[shift, (angle - 1) % n], here, scores[shift, (angle + 1) % n])
+    along = np.zeros(2)
+    for axis in range(2):
+        before, after = neighbours[shift, 2 * axis], neighbours[shift, 2 * axis + 1]
+        if before >= 0 and after >= 0:
+            along[axis] = peak_offset(scores[before, angle], here, scores[after, angle])
+    return turn, along[0], along[1]
+
+
+@numba.njit(nogil=True, cache=True)
+def best_poses(scores, line_best, pair_row, neighbours, best, line, angle, refined):
+    """The best pose of every row among its pairs, refined below the grid.
+
+    scores float32[pairs·T, n]; line_best float32[pairs, T]; pair_row int64[pairs]; neighbours int64[T, 4]. Written by row: best float32 (start
+    −inf), line int64 (pair·T + shift), angle int64, refined float64[rows, 3] as `refine_peak`.
+    """
+    n_shifts = line_best.shape[1]
+    for pair in range(pair_row.size):
+        row = pair_row[pair]
+        for shift in range(n_shifts):
+            if line_best[pair, shift] > best[row]:
+                best[row] = line_best[pair, shift]
+                line[row] = pair * n_shifts + shift
+    for row in range(best.size):
+        pair, shift = divmod(line[row], n_shifts)
+        angle[row] = np.argmax(scores[line[row]])
+        mine = scores[pair * n_shifts:(pair + 1) * n_shifts]
+        turn, along_y, along_x = refine_peak(mine, shift, angle[row], neighbours)
+        refined[row, 0], refined[row, 1], refined[row, 2] = turn, along_y, along_x
