@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MPI_RANKID", "SLURM_PROCID")
 TOGETHER_SECONDS = 10.0
+LAST_WORDS_SECONDS = 0.5   # mpiexec forwards what a rank prints, and drops what it has not forwarded at an Abort
 
 
 def rank_from_environment() -> int:
@@ -49,7 +50,9 @@ def end_together(work: Callable[[], int], told: Callable[[str, bool], None], *, 
     """
     leaving = comm.Dup()
     try:
-        return work()
+        code = work()
+        leaving.Free()
+        return code
     except JobError as mistake:
         if _all_arrive(leaving):
             if comm.rank == 0:
@@ -83,6 +86,7 @@ def _all_arrive(comm) -> bool:
 def _abort(code: int, comm) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
+    time.sleep(LAST_WORDS_SECONDS)
     comm.Abort(code)
     return code
 
