@@ -28,13 +28,18 @@ def rank_from_environment() -> int:
 
 
 def on_rank_0(work: Callable[[], Result], *, comm) -> Result:
-    """What `work` returns on rank 0, on every rank; a JobError there is raised on every rank."""
+    """What `work` returns on rank 0, on every rank; a JobError there is raised on every rank, a fault ends them all."""
     outcome = None
     if comm.rank == 0:
         try:
             outcome = (work(), None)
         except JobError as mistake:
             outcome = (None, str(mistake))
+        except Exception as fault:
+            if comm.size == 1:
+                raise
+            _say_fault(fault, comm)
+            _abort(1, comm)
     result, mistake = comm.bcast(outcome, root=0)
     if mistake is not None:
         raise JobError(mistake)
@@ -66,8 +71,7 @@ def end_together(work: Callable[[], int], told: Callable[[str, bool], None], *, 
             raise
         return _abort(130, comm)
     except Exception as fault:
-        rank = f"rank {comm.rank} of {comm.size} on {platform.node()}"
-        _say(f"{traceback.format_exc()}vitrea: failed on {rank}: {_named(fault)}; this is a fault of the program")
+        _say_fault(fault, comm)
         told(_named(fault), False)
         return _abort(1, comm) if comm.size > 1 else 1
 
@@ -93,6 +97,11 @@ def _abort(code: int, comm) -> int:
 
 def _named(fault: BaseException) -> str:
     return f"{type(fault).__name__}: {fault}" if str(fault) else type(fault).__name__
+
+
+def _say_fault(fault: BaseException, comm) -> None:
+    rank = f"rank {comm.rank} of {comm.size} on {platform.node()}"
+    _say(f"{traceback.format_exc()}vitrea: failed on {rank}: {_named(fault)}; this is a fault of the program")
 
 
 def _say(text: str) -> None:

@@ -258,8 +258,13 @@ from vitrea.jobs import cli, launcher
 launcher.TOGETHER_SECONDS = 0.5
 comm = world()
 
+def begin():
+    raise ZeroDivisionError("before it began")
+
 def work():
     kind = sys.argv[1]
+    if kind == "begin":
+        launcher.on_rank_0(begin, comm=comm)
     if kind == "fault" and comm.rank == 1:
         raise ZeroDivisionError("on one rank")
     if kind == "alone" and comm.rank == 1:
@@ -288,7 +293,8 @@ sys.exit(cli.main())
         ("fine", 0, []),
         ("all", 2, ["vitrea: the same mistake"]),
         ("alone", 2, ["vitrea: rank 1 of 2 on ", ": one rank's mistake"]),
-        ("fault", 1, ["Traceback", "vitrea: failed on rank 1 of 2 on ", ": on one rank; this is a fault of the program"]),
+        ("fault", 1, ["Traceback", "failed on rank 1 of 2 on ", ": on one rank; this is a fault of the program"]),
+        ("begin", 1, ["Traceback", "failed on rank 0 of 2 on ", ": before it began; this is a fault of the program"]),
     ],
 )
 def test_one_failing_rank_ends_the_job_and_mistakes_are_told_once(launch, tmp_path, kind, code, told):

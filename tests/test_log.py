@@ -12,7 +12,7 @@ from vitrea.engine.log import NullLog, RunLog, format_clock, format_iteration, f
 ITERATION = {
     "kind": "iteration", "iteration": 1, "of": 25, "stage": "full", "log_likelihood": -1.2345e8, "resolution": 24.5,
     "pmax": 0.07, "changed": 1.0, "seconds": 28.6, "e_step": 24.9, "m_step": 2.1, "reduce": 1.6,
-}  # fmt: skip
+}
 
 
 def test_iteration_line_reads_as_the_house_writes_it():
@@ -43,7 +43,7 @@ def test_start_is_three_lines_with_units():
         "kind": "start", "job": "classify2d", "output": "runs/betagal", "version": "0.1.0", "mpi": "MPICH 5.0.2",
         "input": "particles.star", "particles": 148213, "box_size": 128, "pixel_size": 1.34, "voltage": 300.0,
         "ranks": 64, "nodes": 2, "threads": 1, "memory_per_rank": 0.15e9,
-    }  # fmt: skip
+    }
     assert format_record(start) == [
         "classify2d   runs/betagal   vitrea 0.1.0   MPICH 5.0.2",
         "particles.star   148,213 particles   box 128 px   1.34 Å/px   300 kV",
@@ -70,7 +70,7 @@ def test_start_is_three_lines_with_units():
         ({"kind": "reseed", "iteration": 4, "map": {"12": 7, "3": 9}}, "re-seeded   class 7 from 12   class 9 from 3"),
         ({"kind": "stopped", "iteration": 4, "reason": "SIGTERM"}, "stopped after it 4   SIGTERM"),
     ],
-)  # fmt: skip
+)
 def test_every_ending_has_its_line(record, line):
     assert format_record(record) == [line]
 
@@ -169,4 +169,4 @@ def test_other_ranks_keep_nothing(tmp_path, capsys):
 def test_hours_grow():
     assert [format_clock(seconds) for seconds in (0, 59.9, 704, 3600 * 100)] == [
         "0:00:00", "0:00:59", "0:11:44", "100:00:00",
-    ]  # fmt: skip
+    ]
