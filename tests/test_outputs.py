@@ -186,7 +186,7 @@ def test_relion_opens_the_class_averages_and_their_model(project):
     stated = relion("relion_image_handler --i run_classes.mrcs --stats", project).stdout
     assert stated.count("16 x 16 x 1 x 1") == 3
     assert stated.count("angpix = 2") == 3
-    # relion_star_handler opens tables of particles and micrographs only; RELION's table printer opens any.
+    # relion_star_handler 3.1.3 selects from tables of particles and micrographs only; the table printer takes any.
     columns = "rlnReferenceImage rlnClassDistribution rlnEstimatedResolution"
     printed = relion(f"relion_star_printtable run_model.star data_model_classes {columns}", project).stdout
     assert printed.splitlines()[1].split() == ["000002@run_classes.mrcs", "0.300000", "8.000000"]
