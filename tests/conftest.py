@@ -77,25 +77,27 @@ def pytest_configure(config):
 
 
 class OneVoice:
-    """Ranks other than 0 are silent; their failures are shown by rank 0, and one failing rank fails the run."""
+    """Ranks other than 0 are silent; rank 0 counts and shows their failures, and one failing rank fails the run."""
 
     def __init__(self, comm, config):
         self.comm = comm
+        self.config = config
+        self.terminal = config.pluginmanager.get_plugin("terminalreporter")
         self.failures = []
         if comm.rank > 0:
-            config.pluginmanager.get_plugin("terminalreporter")._tw._file = io.StringIO()
+            self.terminal._tw._file = io.StringIO()
 
     def pytest_runtest_logreport(self, report):
         if report.failed and self.comm.rank > 0:
-            self.failures.append(f"rank {self.comm.rank} of {self.comm.size}, {report.nodeid}:\n{report.longreprtext}")
+            report.nodeid += f" (rank {self.comm.rank} of {self.comm.size})"
+            self.failures.append(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session, exitstatus):
-        self.failures = [text for texts in self.comm.allgather(self.failures) for text in texts]
         session.exitstatus = max(self.comm.allgather(int(exitstatus)))
-
-    def pytest_terminal_summary(self, terminalreporter):
-        if self.failures:
-            terminalreporter.section("failures of other ranks", red=True)
-        for text in self.failures:
-            terminalreporter.write_line(text)
+        for rank, failures in enumerate(self.comm.allgather(self.failures)):
+            for plain in failures if self.comm.rank == 0 else ():
+                report = self.config.hook.pytest_report_from_serializable(config=self.config, data=plain)
+                report.sections.insert(0, ("rank", str(rank)))
+                kind = "failed" if report.when == "call" else "error"
+                self.terminal.stats.setdefault(kind, []).append(report)
