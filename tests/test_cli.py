@@ -342,3 +342,19 @@ def test_the_defaults_in_the_help_of_simulate_are_those_of_the_simulation():
         default = fields[name] if isinstance(fields[name], tuple) else (fields[name],)
         assert tuple(map(float, words.split())) == default, name
     assert {action.dest for action in parser._actions} - {"help", "out"} == set(fields)
+
+
+def test_check_tells_what_a_run_will_need_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("vitrea.engine.plan")
+    monkeypatch.chdir(tmp_path)
+    cli.main("simulate particles --out sim --n 40 --views 2 --box 32 --pixel-size 4 --snr 1".split())
+    Path("job.yaml").write_text(NEEDED.replace("probe", "classify2d").replace("particles.star", "sim/particles.star"))
+    capsys.readouterr()
+    before = sorted(Path().rglob("*"))
+    assert cli.main(["check", "job.yaml", "--set", "particle_diameter=90", "--ranks", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "particles   40 in sim/particles.star   10 a rank" in text
+    assert "images      box 32 px   4 Å/px   1 optics group   300 kV" in text
+    for words in (r"poses +[\d,]+ coarse, [\d,]+ fine", r"memory +[\d.]+ [MG]B a rank, [\d.]+ [MG]B on 4 ranks", "disk "):
+        assert re.search(words, text)
+    assert sorted(Path().rglob("*")) == before
