@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from vitrea.engine.errors import JobError
 
@@ -65,15 +65,17 @@ def end_together(work: Callable[[], int], told: Callable[[str, bool], None], *, 
             raise
         _say(f"vitrea: rank {comm.rank} of {comm.size} on {platform.node()}: {mistake}")
         told(str(mistake), True)
-        return _abort(2, comm)
+        _abort(2, comm)
     except KeyboardInterrupt:
         if comm.size == 1:
             raise
-        return _abort(130, comm)
+        _abort(130, comm)
     except Exception as fault:
         _say_fault(fault, comm)
         told(_named(fault), False)
-        return _abort(1, comm) if comm.size > 1 else 1
+        if comm.size > 1:
+            _abort(1, comm)
+        return 1
 
 
 def _all_arrive(comm) -> bool:
@@ -87,12 +89,13 @@ def _all_arrive(comm) -> bool:
     return True
 
 
-def _abort(code: int, comm) -> int:
+def _abort(code: int, comm) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     time.sleep(LAST_WORDS_SECONDS)
     comm.Abort(code)
-    return code
+    # MPICH's Abort may return before the launcher ends this process; nothing may run after it.
+    os._exit(code)
 
 
 def _named(fault: BaseException) -> str:

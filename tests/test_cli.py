@@ -355,6 +355,6 @@ def test_check_tells_what_a_run_will_need_and_writes_nothing(tmp_path, monkeypat
     text = capsys.readouterr().out
     assert "particles   40 in sim/particles.star   10 a rank" in text
     assert "images      box 32 px   4 Å/px   1 optics group   300 kV" in text
-    for words in (r"poses +[\d,]+ coarse, [\d,]+ fine", r"memory +[\d.]+ [MG]B a rank, [\d.]+ [MG]B on 4 ranks", "disk "):
+    for words in (r"poses +[\d,]+ coarse, [\d,]+ fine", r"memory +[\d.]+ [MG]B a rank, [\d.]+ [MG]B on 4", "disk "):
         assert re.search(words, text)
     assert sorted(Path().rglob("*")) == before
