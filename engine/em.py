@@ -1,62 +1,24 @@
-"""One iteration of EM over all ranks: search levels, E step over blocks and threads, one reduction, M step."""
+"""One pass of the E step over all blocks, threads and ranks, and the one reduction at its end."""
 import queue
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vitrea.engine.expectation import Particles, Poses, Search, Workspace, expect, make_templates
-from vitrea.engine.model import (
-    SCALE_RANGE,
-    BlockStatistics,
-    Totals,
-    add_block,
-    block_residual,
-    make_quanta,
-    maximise,
-)
-from vitrea.engine.search import make_level
+from vitrea.engine.comm import sum_over_ranks
+from vitrea.engine.expectation import Particles, Poses, Workspace, expect
+from vitrea.engine.model import SCALE_RANGE, BlockStatistics, Totals, add_block, block_residual, make_quanta
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What the M step is told: T, the mask as operators on harmonics, and whether τ² is pooled over classes."""
-
-    tau2_fudge: float
-    operators: list
-    pooled: bool = False
-
-
-def make_search(model, geometry, options, temperature=1.0):
-    """Levels and templates for a model: one level while its rings cannot tell finer shifts apart, two later."""
-    grid = geometry.grid.with_rings(model.rings)
-    fine_step = options.offset_step / 2.0
-    coarse_rings = coarse_ring_limit(geometry, options)
-    single = model.rings <= coarse_rings
-    step = options.offset_step if single else fine_step
-    psi_step = options.psi_step if single else options.psi_step / 2.0
-    fine = _templates(model, make_level(grid, options.offset_range, step, psi_step), geometry)
-    coarse = None
-    if not single:
-        level = make_level(geometry.grid.with_rings(coarse_rings), options.offset_range, options.offset_step,
-                           options.psi_step)
-        coarse = _templates(model, level, geometry)
-    return Search(fine, coarse, options.adaptive_fraction, temperature)
-
-
-def coarse_ring_limit(geometry, options):
-    """Rings on which the coarse shifts are dense enough: a phase error of at most about one radian at half a step."""
-    return max(6, int(np.ceil(geometry.box_size / (2.0 * np.pi * max(options.offset_step, 1.0) * 0.5) * 1.0)))
-
-
-def _templates(model, level, geometry):
-    references = geometry.grid.crop(model.references, level.grid)
-    return make_templates(level, references, model.class_prior, model.sigma_offset, geometry.ctf_terms)
+PROGRESS_SECONDS = 2.0
 
 
 class Pass:
-    """Runs E steps over the blocks of a shard with a pool of threads, and reduces the sums over ranks."""
+    """Runs E steps over the blocks of a shard and keeps what is known of each of its particles.
+
+    poses (Poses) and scale float32[n] (brightness factors, mean 1 over all particles) are those of the last pass that saw a particle;
+    seconds: time spent by phase.
+    """
 
     def __init__(self, shard, geometry, options, peak, n_particles, *, comm):
         self.shard, self.geometry, self.options = shard, geometry, options
@@ -66,77 +28,85 @@ class Pass:
         self.seconds = {}
 
     def run(self, model, search, choose=None, on_block=None):
-        """One pass; `choose(i)` gives the local indices of block i to use (default: all). Returns the global Totals."""
+        """The sums over the particles (Totals, of all ranks), or None if the run was asked to stop. Collective.
+
+        choose(i): local indices of block i to use, all by default. on_block(fraction) is called after each block and
+        returns True to stop; what was summed is then thrown away, on all ranks.
+        """
         begin = time.perf_counter()
-        grid = search.fine.level.grid
-        totals = Totals.zeros(model.n_classes, len(model.sigma2), self.geometry.ctf_terms, grid, self.geometry.grid.n_rings)
-        weight = model.ring_weight(self.geometry.grid)
-        quanta = make_quanta(self.n_particles, grid, weight.max(axis=0), self.peak, model, self.geometry,
+        self._search, self._grid = search, search.fine.level.grid
+        self._references = self.geometry.grid.crop(model.references, self._grid)
+        self._weight = model.ring_weight(self.geometry.grid)
+        totals = Totals.zeros(model.n_classes, len(model.sigma2), self.geometry.ctf_terms, self._grid,
+                              self.geometry.grid.n_rings)
+        quanta = make_quanta(self.n_particles, self._grid, self._weight.max(axis=0), self.peak, model, self.geometry,
                              self.options.offset_range)
-        references = self.geometry.grid.crop(model.references, grid)
+        for count, result in enumerate(self._blocks(choose or self.shard.of_block), start=1):
+            if result is not None:
+                add_block(totals, quanta, *result)
+            if on_block and not self._stopping.is_set() and on_block(count / len(self.shard.blocks)):
+                self._stopping.set()
+        totals.scalars[Totals.SCALARS.index("stopping")] = self._stopping.is_set()
+        self.seconds["e_step"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        totals.unpack(sum_over_ranks(totals.pack(), comm=self.comm))
+        self.seconds["reduce"] = time.perf_counter() - begin
+        return None if totals.stopping else totals
+
+    def normalise_scale(self, totals):
+        """Divide the brightness factors by their mean: only their ratios are known."""
+        if self.options.norm_correction and totals.scale > 0:
+            self.scale /= np.float32(totals.scale / totals.particles)
+
+    def _blocks(self, choose):
+        """Results of `_block` for every block of the shard, in order, None for one without particles."""
+        self._stopping = threading.Event()
         spaces = queue.SimpleQueue()
         for _ in range(self.options.threads):
             spaces.put(None)
 
         def one(i):
-            local = choose(i) if choose else self.shard.of_block(i)
-            if not len(local):
+            local = choose(i)
+            if self._stopping.is_set() or not len(local):
                 return None
-            work = spaces.get() or Workspace(search)
+            work = spaces.get() or Workspace(self._search)
             try:
-                return self._block(i, local, weight, search, references, work)
+                return self._block(i, local, work)
             finally:
                 spaces.put(work)
 
+        if self.options.threads == 1:
+            yield from map(one, range(len(self.shard.blocks)))
+            return
         with ThreadPoolExecutor(self.options.threads) as pool:
-            for result in pool.map(one, range(len(self.shard.blocks))):
-                if result is not None:
-                    add_block(totals, quanta, *result)
-        self.seconds["e_step"] = time.perf_counter() - begin
-        begin = time.perf_counter()
-        vector = totals.pack()
-        summed = np.empty_like(vector)
-        self.comm.Allreduce(vector, summed)
-        self.seconds["reduce"] = time.perf_counter() - begin
-        return totals.unpack(summed)
+            yield from pool.map(one, range(len(self.shard.blocks)))
 
-    def _block(self, i, local, weight, search, references, work):
-        shard, grid, group = self.shard, search.fine.level.grid, self.shard.blocks[i].optics
-        rings = grid.n_rings
-        particles = Particles(self.geometry.grid, shard.table, local, shard.ctf2[local], shard.power[local],
-                              weight[group], self.scale[local])
-        poses, sums = expect(particles, search, work)
-        scale2 = self.scale[local].astype(np.float64) ** 2
-        power = scale2[:, None] * shard.power[local]
-        chi = 0.5 * power[:, :rings] @ weight[group, :rings] - poses.residual * search.temperature
-        freedom = 0.5 * self.geometry.mask_fraction * grid.pixels_on_ring.sum()
-        constant = 0.5 * power @ weight[group]
-        log_noise = self.geometry.mask_fraction * 0.5 * np.sum(
-            self.geometry.grid.pixels_on_ring * np.log(2.0 * np.pi * self.geometry.grid.pixels_on_ring / (2.0 * weight[group])))
-        log_likelihood = poses.log_likelihood * search.temperature - constant - log_noise
-        poses.log_likelihood = log_likelihood
-        changed = int(np.sum(self.poses.class_number[local] != poses.class_number))
-        for name in vars(poses):
-            getattr(self.poses, name)[local] = getattr(poses, name)
+    def _block(self, i, local, work):
+        """(BlockSums, BlockStatistics) of the particles `local` of block i; their poses and scales are noted."""
+        group, rings = self.shard.blocks[i].optics, self._grid.n_rings
+        weight, table = self._weight[group], self.shard
+        particles = Particles(self.geometry.grid, table.table, local, table.ctf2[local], weight, self.scale[local])
+        poses, sums = expect(particles, self._search, work)
+        power = particles.scale[:, None].astype(np.float64) ** 2 * table.power[local]
+        self._finish_likelihood(poses, power, weight)
+        changed = np.count_nonzero(self.poses.class_number[local] != poses.class_number)
+        self.poses.put(local, poses)
         if self.options.norm_correction:
-            ratio = np.sqrt(np.maximum(chi, 1e-3 * freedom) / freedom)
-            self.scale[local] = np.clip(self.scale[local] / ratio, *SCALE_RANGE)
-        residual = block_residual(sums, search.fine, references, grid, weight[group, :rings])
-        return sums, BlockStatistics(group, residual, power.sum(axis=0), log_likelihood.sum(), poses.pmax.sum(),
-                                     changed, len(local))
+            self.scale[local] = self._rescaled(particles.scale, poses, power[:, :rings], weight[:rings])
+        residual = block_residual(sums, self._search.fine, self._references, self._grid, weight[:rings])
+        return sums, BlockStatistics(group, residual, power.sum(axis=0), poses.log_likelihood.sum(), poses.pmax.sum(),
+                                     changed, self.scale[local].sum(dtype=np.float64), len(local))
 
+    def _finish_likelihood(self, poses, power, weight):
+        """Turn log Σ exp(score) into log p(X_i): the terms no pose changes, over the degrees of freedom inside the mask."""
+        pixels, fraction = self.geometry.grid.pixels_on_ring, self.geometry.mask_fraction
+        log_noise = 0.5 * fraction * np.sum(pixels * np.log(np.pi * pixels / weight))
+        poses.log_likelihood *= self._search.temperature
+        poses.log_likelihood -= 0.5 * power @ weight + log_noise
 
-def next_rings(model, geometry, margin):
-    """Rings for the next iteration: the last ring where some class has SSNR > 1, and a margin."""
-    populated = model.class_prior > 0.1 / model.n_classes
-    return min(geometry.grid.n_rings, resolved_rings(model.ssnr[populated]) + margin)
-
-
-def resolved_rings(ssnr):
-    """The number of rings up to the first where no class has SSNR > 1."""
-    below = np.flatnonzero(~(ssnr > 1.0).any(axis=0))
-    return int(below[0]) if len(below) else ssnr.shape[1]
-
-
-def start_model(passes, model, seed_sums, grid, settings):
-    return replace(model, references=model.references)
+    def _rescaled(self, scale, poses, power, weight):
+        """Brightness factors that bring each particle's squared residual to what its noise alone would give."""
+        freedom = 0.5 * self.geometry.mask_fraction * self._grid.pixels_on_ring.sum()
+        residual = 0.5 * power @ weight - poses.expected_score * self._search.temperature
+        ratio = np.sqrt(np.maximum(residual / freedom, 1e-3))
+        return np.clip(scale / ratio, *SCALE_RANGE)

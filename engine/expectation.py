@@ -74,8 +74,8 @@ class Poses:
     """The best pose of each of n particles; arrays by particle.
 
     class_number int32, 0-based, −1 for none; psi float64 [radians]: angle of the image against its class; shift float64[n, 2] (y, x)
-    [px], in the frame of the class; pmax, n_significant, log_likelihood float64; residual float64: expected
-    Σ_q |X − CA|²/σ² over the rings in use, relative to what noise alone gives.
+    [px], in the frame of the class; pmax, n_significant, log_likelihood float64 (log Σ exp score); expected_score
+    float64: posterior mean of the score without its priors.
     """
 
     class_number: np.ndarray
@@ -84,11 +84,16 @@ class Poses:
     pmax: np.ndarray
     n_significant: np.ndarray
     log_likelihood: np.ndarray
-    residual: np.ndarray
+    expected_score: np.ndarray
 
     @classmethod
     def empty(cls, n):
         return cls(np.full(n, -1, np.int32), np.zeros(n), np.zeros((n, 2)), *(np.zeros(n) for _ in range(4)))
+
+    def put(self, where, poses):
+        """Overwrite the entries `where` int64[m] by those of `poses` of m particles."""
+        for name, values in vars(poses).items():
+            getattr(self, name)[where] = values
 
 
 @dataclass
@@ -110,14 +115,13 @@ class Particles:
     """The particles of a block as the E step sees them.
 
     table complex64[N, size]: coefficients of C·X on `wide`, of which `rows` int64[n] are used; ctf2 complex64[n, J, R];
-    power float32[n, R]: Σ over rings of |X|²; ring_weight float64[R]: n_r/(2σ²); scale float32[n]: brightness factor.
+    ring_weight float64[R]: n_r/(2σ²); scale float32[n]: brightness factor.
     """
 
     wide: object
     table: np.ndarray
     rows: np.ndarray
     ctf2: np.ndarray
-    power: np.ndarray
     ring_weight: np.ndarray
     scale: np.ndarray
 
@@ -348,7 +352,9 @@ def _weigh(chunk, search, work, scores, lines, log_total, poses, gathered):
         accumulate_lines(work.weights.harmonics, count, row[part], target[part], grid.offset, images, work.sums)
         line_harmonics[part] = work.weights.harmonics[:count, 0:2 * line_harmonics.shape[1]:2]
     poses.n_significant[chunk.where] = significant_poses(histogram, search.adaptive_fraction)
-    poses.residual[chunk.where] = expected
+    log_prior = search.fine.log_prior.reshape(-1)[target]
+    np.subtract.at(expected, row, line_harmonics[:, 0].real * log_prior)
+    poses.expected_score[chunk.where] = expected
     _gather_weights(chunk, level, row, target, line_harmonics, gathered)
 
 

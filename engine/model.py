@@ -24,7 +24,8 @@ LARGEST_LOG_LIKELIHOOD = 50.0   # nats a pixel: bound of one particle's log-like
 @dataclass(frozen=True)
 class Model:
     """Parameters. references complex64[K, size] on the full grid, zero beyond `rings`; sigma2 float64[G, R] per real component;
-    tau2 float64[K, R]; ssnr float64[K, R]; class_prior float64[K]; sigma_offset [px]; rings in use."""
+    tau2 float64[K, R]; ssnr float64[K, R]; class_prior float64[K]; sigma_offset [px]; rings to use next, rings_before: those the
+    references were made with."""
 
     references: np.ndarray
     sigma2: np.ndarray
@@ -33,6 +34,7 @@ class Model:
     class_prior: np.ndarray
     sigma_offset: float
     rings: int
+    rings_before: int = 0
 
     @property
     def n_classes(self):
@@ -48,7 +50,7 @@ class Totals:
     """Sums over all particles of an iteration, on a grid of the rings in use; every term a multiple of its quantum.
 
     data complex128[K, size]; ctf2 complex128[K, J, R']; class_weight float64[K]; residual float64[G, R']: Σ −2 Re X·CA + |CA|², power
-    float64[G, R]: Σ s²|X|², count float64[G]; scalars float64: shift2, log_likelihood, pmax, changed, particles.
+    float64[G, R]: Σ s²|X|², count float64[G]; scalars float64 as named in SCALARS.
     """
 
     data: np.ndarray
@@ -59,7 +61,7 @@ class Totals:
     count: np.ndarray
     scalars: np.ndarray
 
-    SCALARS = ("shift2", "log_likelihood", "pmax", "changed", "particles", "stopping")
+    SCALARS = ("shift2", "log_likelihood", "pmax", "changed", "scale", "particles", "stopping")
 
     def __getattr__(self, name):
         if name in Totals.SCALARS:
@@ -88,10 +90,36 @@ class Totals:
             start += flat.size
         return self
 
+    def regrid(self, source, target):
+        """The same sums on the rings of another grid: outer rings dropped or zero."""
+        rings = min(source.n_rings, target.n_rings)
+        if target.n_rings >= source.n_rings:
+            data = target.embed(self.data, source)
+        else:
+            data = source.crop(self.data, target)
+        ctf2 = np.zeros((*self.ctf2.shape[:2], target.n_rings), dtype=np.complex128)
+        ctf2[..., :rings] = self.ctf2[..., :rings]
+        residual = np.zeros((len(self.residual), target.n_rings))
+        residual[:, :rings] = self.residual[:, :rings]
+        return replace(self, data=data, ctf2=ctf2, residual=residual)
+
+    def scaled(self, factor):
+        """All sums multiplied by a number."""
+        return Totals(*(factor * array for array in self.arrays()))
+
     def blend(self, other, rate):
         """(1 − rate)·self + rate·other: the running average of online EM (Cappé & Moulines 2009)."""
         mixed = [(1.0 - rate) * a + rate * b for a, b in zip(self.arrays(), other.arrays())]
         return Totals(*mixed)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the M step is told: T, the mask as operators on harmonics, and whether τ² is pooled over classes."""
+
+    tau2_fudge: float
+    operators: list
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +160,8 @@ def add_block(totals, quanta, sums, block_statistics):
     totals.count[group] += statistics.particles
     totals.scalars += [float(to_quanta(sums.shift2, quanta.shift2)),
                        float(to_quanta(statistics.log_likelihood, quanta.log_likelihood)),
-                       float(to_quanta(statistics.pmax, quanta.one)), statistics.changed, statistics.particles, 0.0]
+                       float(to_quanta(statistics.pmax, quanta.one)), statistics.changed,
+                       float(to_quanta(statistics.scale, quanta.one)), statistics.particles, 0.0]
 
 
 @dataclass(frozen=True)
@@ -145,6 +174,7 @@ class BlockStatistics:
     log_likelihood: float
     pmax: float
     changed: float
+    scale: float
     particles: int
 
 
@@ -186,12 +216,17 @@ def solve_references(totals, grid, prior):
     return out
 
 
+def restrict(operators, grid):
+    """Mask operators of the full grid for a grid of fewer rings."""
+    return [operator[:n, :n] for operator, n in zip(operators, np.diff(grid.offset))]
+
+
 def maximise(model, totals, grid, geometry, settings):
-    """The M step: a new Model from the totals on `grid`; settings has tau2_fudge, mask operators, pooled."""
+    """The M step: a new Model from the totals on `grid`; see Settings."""
     tau2 = np.where(model.tau2[:, :grid.n_rings] > 0, model.tau2[:, :grid.n_rings], _unregularised_power(totals, grid))
     prior = grid.pixels_on_ring / (2.0 * settings.tau2_fudge * np.maximum(tau2, 1e-30))
     references = solve_references(totals, grid, prior)
-    apply_harmonic_disc(grid, [o[:n, :n] for o, n in zip(settings.operators, np.diff(grid.offset))], references)
+    apply_harmonic_disc(grid, restrict(settings.operators, grid), references)
     references[totals.class_weight <= 0] = 0
     ssnr = np.zeros_like(model.ssnr)
     ssnr[:, :grid.n_rings] = totals.ctf2[:, 0].real / prior

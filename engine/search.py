@@ -52,12 +52,17 @@ class Level:
 def make_level(grid, offset_range, step, psi_step):
     """A level whose angles are at most `psi_step` degrees apart and never undersample the rings."""
     shifts = disc_shifts(offset_range, step)
-    n_angles = fast_length(max(2 * grid.n_harmonics, int(np.ceil(360.0 / psi_step - GRID_TOLERANCE))))
+    n_angles = level_angles(grid, psi_step)
     radius = 2.0 * np.pi * np.arange(1, grid.n_rings + 1)[:, None] / grid.box_size
     theta = grid.angles()[:grid.n_angles // 2]
     phase = (shifts[:, 0, None, None] * radius * np.sin(theta) + shifts[:, 1, None, None] * radius * np.cos(theta))
     return Level(grid, shifts, step, n_angles, np.exp(-1j * phase).astype(np.complex64),
                  shift_neighbours(shifts, step))
+
+
+def level_angles(grid, psi_step):
+    """How many in-plane angles: at most `psi_step` [degrees] apart, and enough for the harmonics of the grid."""
+    return fast_length(max(2 * grid.n_harmonics, int(np.ceil(360.0 / psi_step - GRID_TOLERANCE))))
 
 
 class Shifter:

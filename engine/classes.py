@@ -1,0 +1,202 @@
+"""The life of classes: how they start, which ones are re-seeded, where their middle is."""
+from dataclasses import replace
+
+import numpy as np
+
+from vitrea.engine.comm import sum_over_ranks
+from vitrea.engine.model import restrict
+from vitrea.kernels.exact import quantum, to_quanta
+from vitrea.kernels.fourier import RingTransform
+from vitrea.kernels.mask import apply_harmonic_disc, disc_image
+from vitrea.kernels.polar import PolarSynthesis, rings_to_table, table_to_rings
+
+SEED_PARTICLES = 10        # a class starts as the average of this many un-aligned particles
+FIRST_DETAIL = 0.25        # of the particle's diameter: the resolution of the first references
+EARLY_SUPPORT, LATE_SUPPORT = 0.5, 0.2   # of an even share: a class below it is re-seeded (while resolution grows; later)
+WORTH_SPLITTING = 1.5      # even shares: only a class above it is split
+LEAST_MEMBERS = 20         # of a class that is split
+CENTRE_AT = 0.3            # px: smaller displacements are left alone
+BATCH = 64
+
+
+def first_noise(run):
+    """float64[G, R]: σ² from the images' mean power: at these signal-to-noise ratios nearly all of it is noise."""
+    shard, grid = run.passes.shard, run.geometry.grid
+    n_groups = len(run.table.optics)
+    power, count = np.zeros((n_groups, grid.n_rings)), np.zeros(n_groups)
+    quanta = quantum(len(run.table) * (2.0 * grid.n_harmonics * np.maximum(run.passes.peak, 1e-30)) ** 2)
+    for i, block in enumerate(shard.blocks):
+        local = shard.of_block(i)
+        power[block.optics] += to_quanta(shard.power[local].sum(axis=0, dtype=np.float64), quanta)
+        count[block.optics] += len(local)
+    power, count = sum_over_ranks(power, comm=run.comm), sum_over_ranks(count, comm=run.comm)
+    mean = power.sum(axis=0) / count.sum()
+    by_group = np.where(count[:, None] > 0, power / np.maximum(count, 1)[:, None], mean)
+    return np.maximum(by_group, 1e-12) / (2.0 * run.geometry.mask_fraction)
+
+
+def first_sigma_offset(options):
+    """Width of the shift prior at the start [px]: RELION's 3 px, or what the range allows."""
+    return max(0.7, min(3.0, options.offset_range)) if options.offset_range else 1.0
+
+
+def first_references(run):
+    """(complex64[K, size], rings): each class the average of a few particles of its own, at low resolution."""
+    n_classes, geometry = run.options.n_classes, run.geometry
+    rings = max(4, int(np.ceil(geometry.box_size / (FIRST_DETAIL * 2.0 * geometry.particle_radius))))
+    grid = geometry.grid.with_rings(rings)
+    usable = _usable_rows(run)
+    order = np.random.Generator(np.random.Philox(np.random.SeedSequence([run.options.seed, 0]))).permutation(usable)
+    count = max(1, min(SEED_PARTICLES, len(order) // n_classes))
+    members = [order[np.arange(count * k, count * (k + 1)) % len(order)] for k in range(n_classes)]
+    data, weight = _summed(run, members, grid, lambda local: geometry.grid.crop(run.passes.shard.table[local], grid))
+    prior = 0.1 * weight.mean(axis=1, keepdims=True)
+    references = (data / (weight + prior)[:, grid.ring_of]).astype(np.complex64)
+    apply_harmonic_disc(grid, restrict(run.operators, grid), references)
+    return geometry.grid.embed(references, grid), grid.n_rings
+
+
+def _usable_rows(run):
+    """int64[n]: table rows of all usable particles, on every rank. Collective."""
+    flags = np.zeros(len(run.table), dtype=np.int64)
+    flags[run.passes.shard.rows[run.passes.shard.usable]] = 1
+    return np.flatnonzero(sum_over_ranks(flags, comm=run.comm))
+
+
+def _summed(run, members, grid, coefficients):
+    """Sums over the particles of each list of rows: (complex128[n, size] of `coefficients(local)`, float64[n, R'] of C²). Collective.
+
+    Every term is rounded to its quantum, so the sums do not depend on where the particles lie.
+    """
+    shard, peak = run.passes.shard, run.passes.peak[:grid.n_rings]
+    where = np.full(len(run.table), -1, dtype=np.int64)
+    where[shard.rows] = np.arange(len(shard))
+    n = max(map(len, members))
+    data_quanta, weight_quanta = quantum(4.0 * n * np.maximum(peak, 1e-30))[grid.ring_of], quantum(2.0 * n)
+    data, weight = np.zeros((len(members), grid.size), np.complex128), np.zeros((len(members), grid.n_rings))
+    for k, rows in enumerate(members):
+        local = where[rows]
+        local = local[local >= 0]
+        for first in range(0, len(local), BATCH):
+            part = local[first:first + BATCH]
+            terms = coefficients(part)
+            data[k] += to_quanta(terms.real, data_quanta).sum(axis=0) + 1j * to_quanta(terms.imag, data_quanta).sum(axis=0)
+            weight[k] += to_quanta(shard.ctf2[part, 0, :grid.n_rings].real, weight_quanta).sum(axis=0)
+    return sum_over_ranks(data, comm=run.comm), sum_over_ranks(weight, comm=run.comm)
+
+
+def sizes(run):
+    """int64[K]: particles whose best pose is in each class. Collective."""
+    numbers = run.passes.poses.class_number
+    counts = np.bincount(numbers[numbers >= 0], minlength=run.options.n_classes).astype(np.int64)
+    return sum_over_ranks(counts, comm=run.comm)
+
+
+def resolved(model):
+    """Rings up to the first where no populated class has SSNR > 1."""
+    populated = model.class_prior > 0.1 / model.n_classes
+    below = np.flatnonzero(~(model.ssnr[populated] > 1.0).any(axis=0))
+    return int(below[0]) if len(below) else model.ssnr.shape[1]
+
+
+def reseed(run, model, totals, support, iteration):
+    """Give classes that lost their support half of the members of the largest: (Model, {new class: old class}). Collective.
+
+    A class with less than `support` even shares of the weight is replaced by the average, at their best poses, of a random half of the
+    particles of a class that holds more than WORTH_SPLITTING shares; EM then finds out whether the two differ.
+    """
+    share = totals.class_weight / totals.class_weight.sum() * model.n_classes
+    counts = sizes(run)
+    pairs = _splits(share.copy(), counts, support)
+    if not pairs:
+        return model, {}
+    grid = run.geometry.grid.with_rings(model.rings)
+    members = [_half(run, donor, iteration, number) for number, (_, donor) in enumerate(pairs)]
+    data, weight = _summed(run, members, grid, lambda local: _turned_back(run, local, grid))
+    references, tau2 = model.references.copy(), model.tau2.copy()
+    ssnr, prior = model.ssnr.copy(), model.class_prior.copy()
+    for j, (new, donor) in enumerate(pairs):
+        # both sums carry w = n_r/(2σ²) in the M step; without it the prior n_r/(2Tτ²) becomes σ²/(Tτ²)
+        sigma2 = model.sigma2.mean(axis=0)[:grid.n_rings]
+        regular = sigma2 / (run.options.tau2_fudge * np.maximum(tau2[donor, :grid.n_rings], 1e-30))
+        fresh = (data[j] / (weight[j] + regular)[grid.ring_of]).astype(np.complex64)[None]
+        apply_harmonic_disc(grid, restrict(run.operators, grid), fresh)
+        references[new], tau2[new], ssnr[new] = run.geometry.grid.embed(fresh, grid)[0], tau2[donor], 0.5 * ssnr[donor]
+        prior[new] = prior[donor] = 0.5 * prior[donor]
+    model = replace(model, references=references, tau2=tau2, ssnr=ssnr, class_prior=prior / prior.sum())
+    return model, {int(new): int(donor) for new, donor in pairs}
+
+
+def _splits(share, counts, support):
+    """[(class to replace, class to split)], the emptiest first, each time the largest is split."""
+    pairs, counts = [], counts.copy()
+    for new in np.argsort(share, kind="stable"):
+        donor = int(np.argmax(share))
+        if share[new] >= support or share[donor] < WORTH_SPLITTING or counts[donor] < LEAST_MEMBERS:
+            break
+        pairs.append((int(new), donor))
+        share[new] = share[donor] = 0.5 * share[donor]
+        counts[new] = counts[donor] = counts[donor] // 2
+    return pairs
+
+
+def _half(run, donor, iteration, number):
+    """Table rows of a random half of a class's particles, of those on this rank; the draw belongs to the particle."""
+    shard = run.passes.shard
+    key = np.random.SeedSequence([run.options.seed, 2, iteration, number])
+    coin = np.random.Generator(np.random.Philox(key)).random(len(run.table)) < 0.5
+    mine = shard.usable & (run.passes.poses.class_number == donor)
+    return shard.rows[mine & coin[shard.rows]]
+
+
+def _turned_back(run, local, grid):
+    """Coefficients of particles brought to their best poses: complex64[n, size]."""
+    geometry, poses = run.geometry, run.passes.poses
+    table = geometry.grid.crop(run.passes.shard.table[local], grid)
+    table = table * run.passes.scale[local, None] * np.exp(1j * grid.harmonic_of * poses.psi[local, None])
+    return translated(table.astype(np.complex64), -poses.shift[local], grid)
+
+
+def translated(table, shift, grid):
+    """Coefficients complex64[n, size] of objects moved by `shift` float64[n, 2] (y, x) [px]."""
+    rings = RingTransform(len(table), grid.n_rings, grid.n_angles)
+    table_to_rings(table, grid.first_ring, grid.offset, rings.array)
+    rings.to_angles()
+    theta = grid.angles()
+    along = shift[:, :1] * np.sin(theta) + shift[:, 1:] * np.cos(theta)
+    radius = 2.0 * np.pi / grid.box_size * np.arange(1, grid.n_rings + 1)
+    rings.array *= np.exp(-1j * radius[:, None] * along[:, None, :])
+    rings.to_harmonics()
+    out = np.empty_like(table)
+    rings_to_table(rings.array, grid.first_ring, grid.offset, out)
+    return out
+
+
+def centre(run, model):
+    """Move class averages to the middle of the box; the shifts of their particles follow."""
+    displacement = displacements(run, model)
+    moving = np.hypot(*displacement.T) > CENTRE_AT
+    if not moving.any():
+        return model
+    references = model.references.copy()
+    grid = run.geometry.grid.with_rings(model.rings)
+    table = run.geometry.grid.crop(references[moving], grid)
+    references[moving] = run.geometry.grid.embed(translated(table, -displacement[moving], grid), grid)
+    poses = run.passes.poses
+    follow = np.where(moving[:, None], displacement, 0.0)
+    assigned = poses.class_number >= 0
+    poses.shift[assigned] += follow[poses.class_number[assigned]]
+    return replace(model, references=references)
+
+
+def displacements(run, model):
+    """float64[K, 2] (y, x) [px]: centre of mass of what is bright in each class average, within half the shift range."""
+    grid = run.geometry.grid.with_rings(model.rings)
+    images = PolarSynthesis(grid).images(run.geometry.grid.crop(model.references, grid))
+    images = np.maximum(images, 0.0) * disc_image(run.geometry.box_size, run.geometry.particle_radius, run.geometry.mask_edge)
+    axis = np.arange(run.geometry.box_size) - run.geometry.box_size // 2
+    mass = np.maximum(images.sum(axis=(1, 2), dtype=np.float64), 1e-30)
+    centre_y = (images.sum(axis=2, dtype=np.float64) @ axis) / mass
+    centre_x = (images.sum(axis=1, dtype=np.float64) @ axis) / mass
+    limit = 0.5 * run.options.offset_range
+    return np.clip(np.stack([centre_y, centre_x], axis=1), -limit, limit)

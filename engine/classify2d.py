@@ -1,0 +1,315 @@
+"""`classify2d`: regularised maximum-likelihood alignment and classification of particles in the plane.
+
+The run reads from the top: load the particles, start the classes, iterate, write. Every decision is taken from sums that are the same on
+all ranks, and the state between two iterations is all that a checkpoint has to hold.
+"""
+import resource
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from vitrea.engine import classes, results
+from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
+from vitrea.engine.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from vitrea.engine.comm import StopRequest, library_name, node_count
+from vitrea.engine.em import PROGRESS_SECONDS, Pass
+from vitrea.engine.geometry import make_geometry
+from vitrea.engine.levels import make_search
+from vitrea.engine.load import read_shard, read_table
+from vitrea.engine.log import NullLog, RunLog
+from vitrea.engine.model import Model, Settings, Totals, maximise
+from vitrea.engine.plan import plan
+from vitrea.kernels.mask import harmonic_disc
+
+RING_MARGIN = 4               # rings beyond the resolution reached that the next iteration uses
+POOLED_ITERATIONS = 5         # τ² is averaged over classes and the class prior kept uniform while classes form
+QUIET_ITERATIONS = 2          # iterations without news after which a run has converged
+LEAST_ITERATIONS = 6
+FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
+BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
+BATCH_A_CLASS, LEAST_BATCH = 50, 2000
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything an iteration depends on, besides the particles' own entries in Pass.
+
+    iteration counts both stages; in_stage the iterations of the present one; quiet those without news; running, effective: averaged sums of
+    online EM and how many particles they are worth.
+    """
+
+    model: Model
+    stage: str
+    iteration: int = 0
+    in_stage: int = 0
+    quiet: int = 0
+    marching: bool = True
+    running: Totals | None = None
+    effective: float = 0.0
+
+
+@dataclass
+class Run:
+    """What does not change during a run."""
+
+    options: object
+    table: object
+    geometry: object
+    passes: Pass
+    operators: list
+    log: object
+    stop: StopRequest
+    comm: object
+
+
+def run(options, *, resume, comm):
+    """Run or continue `job: classify2d` in the folder options.output: "done" or "stopped". Collective.
+
+    Writes the files of docs/formats.md. Raises JobError for a user's mistake (on all ranks).
+    """
+    with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
+        begun = _prepare(options, stop, log, comm)
+        if begun is None:
+            return _stopped(log, stop, 0)
+        state = _restore(begun) if resume else start(begun)
+        ended = _iterate(begun, state)
+        if ended is None:
+            return _stopped(log, stop, begun.last)
+        results.write(begun, ended)
+        return "done"
+
+
+def _open_log(options, comm):
+    return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
+
+
+def _stopped(log, stop, iteration):
+    log.tell("stopped", iteration=iteration, reason=stop.reason)
+    return "stopped"
+
+
+def _prepare(options, stop, log, comm):
+    table = read_table(options, comm=comm)
+    planned = plan(options, table, comm.size)
+    geometry = make_geometry(table, options)
+    _announce(options, table, planned, log, comm)
+    shard, peak = read_shard(table, options, geometry, stop, log, comm=comm)
+    if shard is None:
+        return None
+    operators = harmonic_disc(geometry.grid, geometry.particle_radius, geometry.mask_edge)
+    passes = Pass(shard, geometry, options, peak, len(table), comm=comm)
+    return Run(options, table, geometry, passes, operators, log, stop, comm)
+
+
+def _announce(options, table, planned, log, comm):
+    import importlib.metadata
+    import platform
+
+    nodes = node_count(comm)
+    log.tell("start", job="classify2d", output=str(options.output), input=str(options.input), host=platform.node(),
+             version=importlib.metadata.version("vitrea"), mpi=library_name(), ranks=comm.size, nodes=nodes, threads=options.threads,
+             particles=len(table), n_classes=options.n_classes, box_size=planned.box_size, pixel_size=planned.pixel_size,
+             voltage=table.optics[0].voltage, memory_per_rank=planned.memory_per_rank_bytes, options=options.as_dict())
+
+
+def start(run):
+    """The first State: noise from the images' power, classes from a few particles each."""
+    sigma2 = classes.first_noise(run)
+    references, rings = classes.first_references(run)
+    n_classes, n_rings = run.options.n_classes, run.geometry.grid.n_rings
+    model = Model(references, sigma2, np.zeros((n_classes, n_rings)), np.zeros((n_classes, n_rings)),
+                  np.full(n_classes, 1.0 / n_classes), classes.first_sigma_offset(run.options), rings)
+    return State(model, "minibatch" if batch_size(run.options, len(run.table)) else "full")
+
+
+def batch_size(options, n_particles):
+    """Particles of a mini-batch, or 0 where full passes are used from the start."""
+    size = options.minibatch_size or max(LEAST_BATCH, BATCH_A_CLASS * options.n_classes)
+    if options.algorithm == "full" or size >= n_particles:
+        return 0
+    return size if options.algorithm == "minibatch" or n_particles >= BATCHES_WORTH_IT * size else 0
+
+
+def _iterate(run, state):
+    """Iterate to convergence: the last State, or None if the run was asked to stop."""
+    run.last = state.iteration
+    while not finished(run.options, state):
+        begin = time.perf_counter()
+        after = iterate(run, state)
+        if after is None:
+            return None
+        state, report = after
+        run.last = state.iteration
+        _save(run, state)
+        _report(run, state, report, time.perf_counter() - begin)
+    return state
+
+
+def finished(options, state):
+    """Whether a full-pass state has converged or used up its iterations."""
+    if state.stage != "full":
+        return False
+    return state.in_stage >= options.max_iterations or (
+        state.quiet >= QUIET_ITERATIONS and state.in_stage >= min(LEAST_ITERATIONS, options.max_iterations))
+
+
+def iterate(run, state):
+    """One iteration of EM: (State, report), or None if the run was asked to stop. Collective."""
+    model = state.model
+    begin = time.perf_counter()
+    search = make_search(model, run.geometry, run.options)
+    grid = search.fine.level.grid
+    preparing = time.perf_counter() - begin
+    totals = run.passes.run(model, search, _chooser(run, state), _watcher(run, state))
+    if totals is None:
+        run.stop.agreed()
+        return None
+    begin = time.perf_counter()
+    run.passes.normalise_scale(totals)
+    state, sums = _gathered(run, state, totals, grid)
+    settings = Settings(run.options.tau2_fudge, run.operators, pooled=state.iteration < POOLED_ITERATIONS)
+    model = maximise(model, sums, grid, run.geometry, settings)
+    if settings.pooled:
+        model = replace(model, class_prior=np.full(model.n_classes, 1.0 / model.n_classes))
+    state, changes = _advanced(run, replace(state, model=model), totals)
+    seconds = dict(run.passes.seconds, m_step=preparing + time.perf_counter() - begin)
+    return state, {"totals": totals, "reseeded": changes, "seconds": seconds, "rings": classes.resolved(model)}
+
+
+def _chooser(run, state):
+    """Which particles of a block this iteration sees: all, or a share drawn by (seed, iteration, block)."""
+    if state.stage == "full":
+        return None
+    shard, fraction = run.passes.shard, batch_size(run.options, len(run.table)) / len(run.table)
+
+    def choose(i):
+        local = shard.of_block(i)
+        key = np.random.SeedSequence([run.options.seed, 1, state.iteration, shard.blocks[i].number])
+        count = min(len(local), int(np.ceil(fraction * len(local))))
+        return np.sort(np.random.Generator(np.random.Philox(key)).permutation(local)[:count])
+
+    return choose
+
+
+def _watcher(run, state):
+    """Called after each block: notes progress now and then, and whether to stop."""
+    last = [time.perf_counter()]
+
+    def on_block(fraction):
+        if time.perf_counter() - last[0] > PROGRESS_SECONDS:
+            last[0] = time.perf_counter()
+            run.log.record("progress", iteration=state.iteration + 1, of=_planned(run.options, state), stage=state.stage,
+                           fraction=round(fraction, 4), phase="E step")
+        return run.stop.asked()
+
+    return on_block
+
+
+def _gathered(run, state, totals, grid):
+    """The sums the M step uses: those of this pass, or online EM's running average, worth `effective` particles."""
+    if state.stage == "full":
+        return replace(state, running=None, effective=0.0), totals
+    fresh = totals.scaled(len(run.table) / totals.particles)
+    rate = (state.in_stage + 1.0) ** -FORGETTING
+    if state.running is None:
+        running, effective = fresh, totals.particles
+    else:
+        earlier = run.geometry.grid.with_rings(state.model.rings_before)
+        running = state.running.regrid(earlier, grid).blend(fresh, rate)
+        effective = 1.0 / ((1.0 - rate) ** 2 / state.effective + rate**2 / totals.particles)
+    effective = min(effective, float(len(run.table)))
+    # regularised as what it is: an average over `effective` particles, not over all of them
+    return replace(state, running=running, effective=effective), running.scaled(effective / len(run.table))
+
+
+def _advanced(run, state, totals):
+    """Re-seed, centre, march: the State after an M step, and the re-seedings as {new class: old class}."""
+    model, before = state.model, state.model.rings
+    changes = {}
+    if _may_reseed(run.options, state):
+        support = classes.EARLY_SUPPORT if state.marching else classes.LATE_SUPPORT
+        model, changes = classes.reseed(run, model, totals, support, state.iteration)
+    if run.options.center_classes and state.stage == "full" and not _last(run.options, state):
+        model = classes.centre(run, model)
+    rings = min(classes.resolved(model) + RING_MARGIN, before + RING_MARGIN, run.geometry.grid.n_rings)
+    model = replace(model, rings=rings, rings_before=before)
+    marching = state.marching and rings > before
+    changed = totals.changed / totals.particles
+    news = bool(changes) or marching or rings > before or changed > run.options.convergence_change
+    state = replace(state, model=model, marching=marching, quiet=0 if news else state.quiet + 1,
+                    iteration=state.iteration + 1, in_stage=state.in_stage + 1)
+    if state.stage == "minibatch" and state.in_stage >= run.options.minibatch_iterations:
+        state = replace(state, stage="full", in_stage=0, quiet=0, running=None)
+    return state, changes
+
+
+def _may_reseed(options, state):
+    """Classes are re-seeded in the first two thirds of a stage, and never in the last iterations, which only settle."""
+    length = options.minibatch_iterations if state.stage == "minibatch" else options.max_iterations
+    return state.quiet == 0 and state.in_stage < (2 * length) // 3 and length > 3
+
+
+def _last(options, state):
+    """Whether the iteration at hand is the run's last, as far as can be told before its news are known."""
+    return state.in_stage + 1 >= options.max_iterations or state.quiet + 1 >= QUIET_ITERATIONS
+
+
+def _planned(options, state):
+    """Iterations of the present stage, at most."""
+    return options.minibatch_iterations if state.stage == "minibatch" else options.max_iterations
+
+
+def _report(run, state, report, seconds):
+    totals, log = report["totals"], run.log
+    sizes = classes.sizes(run)
+    if report["reseeded"]:
+        log.tell("reseed", iteration=state.iteration, map={old + 1: new + 1 for new, old in report["reseeded"].items()})
+    in_stage = state.in_stage or run.options.minibatch_iterations
+    stage = "minibatch" if state.in_stage == 0 else state.stage
+    planned = _planned(run.options, replace(state, stage=stage))
+    log.tell("iteration", iteration=in_stage, of=planned, stage=stage, log_likelihood=totals.log_likelihood,
+             resolution=run.geometry.resolution_of(report["rings"]), pmax=totals.pmax / totals.particles,
+             changed=totals.changed / totals.particles, seconds=seconds, class_sizes=sizes.tolist(),
+             eta=max(planned - in_stage, 0) * seconds, memory=peak_memory(), rings=state.model.rings,
+             sigma_offset=state.model.sigma_offset, **report["seconds"])
+
+
+def peak_memory():
+    """Largest memory this process has held so far [bytes]."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _save(run, state):
+    """Write the checkpoint of a finished iteration. Collective."""
+    particles = results.gather_particles(run)
+    if run.comm.rank != 0:
+        return
+    model, arrays = state.model, {"particles": particles}
+    for name in ("references", "sigma2", "tau2", "ssnr", "class_prior"):
+        arrays[name] = getattr(model, name)
+    if state.running is not None:
+        arrays["running"] = state.running.pack()
+    attributes = {name: getattr(state, name) for name in ("stage", "iteration", "in_stage", "quiet", "marching", "effective")}
+    attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
+                   "fingerprint": fingerprint(run.table, run.options), "n_classes": model.n_classes}
+    write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes)
+
+
+def _restore(run):
+    """The State of the last checkpoint, and the particles' entries in run.passes. Collective."""
+    expected = {"fingerprint": fingerprint(run.table, run.options), "n_classes": run.options.n_classes}
+    arrays, kept = read_checkpoint(run.options.output / CHECKPOINT_NAME, expected)
+    model = Model(*(arrays[name] for name in ("references", "sigma2", "tau2", "ssnr", "class_prior")),
+                  float(kept["sigma_offset"]), int(kept["rings"]), int(kept["rings_before"]))
+    results.scatter_particles(run, arrays["particles"])
+    running = None
+    if "running" in arrays:
+        grid = run.geometry.grid.with_rings(model.rings_before)
+        empty = Totals.zeros(model.n_classes, len(model.sigma2), run.geometry.ctf_terms, grid, run.geometry.grid.n_rings)
+        running = empty.unpack(arrays["running"])
+    state = State(model, str(kept["stage"]), int(kept["iteration"]), int(kept["in_stage"]), int(kept["quiet"]), bool(kept["marching"]),
+                  running, float(kept["effective"]))
+    run.log.line(f"resumed after iteration {state.iteration}")
+    return state

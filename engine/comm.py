@@ -1,0 +1,123 @@
+"""MPI: the communicator, whether the launcher meant it, and how ranks agree to stop. The only module that imports mpi4py."""
+import os
+import signal
+
+import numpy as np
+
+from vitrea.engine.errors import JobError
+
+# how many ranks the launcher started, by launcher: MPICH and Intel MPI (hydra), Open MPI, Slurm's srun
+SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+STOP_TAG = 7001
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def world():
+    """A duplicate of MPI.COMM_WORLD; JobError if there is no MPI library or the launcher belongs to another one."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise JobError(f"MPI: no usable MPI library was found ({str(error).splitlines()[0]}); expected the site's MPI on the "
+                       "library path or an MPI wheel; load the site's module, or 'pip install \"vitrea[mpi]\"'") from error
+    check_launcher(MPI.COMM_WORLD.Get_size(), os.environ, MPI.Get_library_version().split("\n")[0])
+    return MPI.COMM_WORLD.Dup()
+
+
+def check_launcher(size, environment, library):
+    """Refuse N singletons: a launcher of one MPI with the library of another starts N copies that each do the whole job."""
+    for name in SIZE_VARIABLES:
+        text = environment.get(name, "")
+        if text.isdigit() and int(text) > 1 and size == 1:
+            raise JobError(f"MPI: the launcher started {text} ranks ({name}), but each of them sees only itself through {library[:60].strip()}; "
+                           "expected the launcher and the library of one MPI; use the mpiexec (or srun --mpi=…) of the MPI "
+                           "that mpi4py loads, or load the module of the one you launched with")
+
+
+def library_name():
+    """`MPICH 5.0.2`: vendor and version of the MPI library in use."""
+    from mpi4py import MPI
+
+    name, version = MPI.get_vendor()
+    return f"{name} {'.'.join(map(str, version))}"
+
+
+def node_count(comm):
+    """How many machines the ranks are on."""
+    from mpi4py import MPI
+
+    return len(set(comm.allgather(MPI.Get_processor_name())))
+
+
+def sum_over_ranks(array, *, comm):
+    """Element-wise sum; exact in any order if the terms are multiples of their quanta (kernels/exact.py)."""
+    total = np.empty_like(array)
+    comm.Allreduce(np.ascontiguousarray(array), total)
+    return total
+
+
+def largest_over_ranks(array, *, comm):
+    """Element-wise maximum."""
+    from mpi4py import MPI
+
+    total = np.empty_like(array)
+    comm.Allreduce(np.ascontiguousarray(array), total, op=MPI.MAX)
+    return total
+
+
+def gather_rows(records, *, comm):
+    """Structured array[n] of every rank, one after the other, on rank 0; None elsewhere."""
+    counts = comm.gather(len(records), root=0)
+    everything = np.empty(sum(counts), dtype=records.dtype) if comm.rank == 0 else None
+    row = np.zeros(1, dtype=records.dtype).nbytes
+    received = None
+    if comm.rank == 0:
+        from mpi4py import MPI
+
+        received = [everything.view(np.uint8), [count * row for count in counts], None, MPI.BYTE]
+    comm.Gatherv(np.ascontiguousarray(records).view(np.uint8), received, root=0)
+    return everything
+
+
+class StopRequest:
+    """SIGTERM and SIGUSR1 ask a run to leave at the next block; a rank that was asked tells the others.
+
+    Use as a context manager; earlier handlers come back at its end. `asked()` is called between blocks, by the main thread.
+    """
+
+    def __init__(self, *, comm):
+        self._comm, self._signal, self._told, self._earlier = comm, None, False, {}
+
+    def __enter__(self):
+        for number in STOP_SIGNALS:
+            self._earlier[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number, _frame):
+        self._signal = signal.Signals(number).name
+
+    @property
+    def reason(self):
+        """Name of the signal, or None."""
+        return self._signal
+
+    def asked(self):
+        """Whether this rank, or another that told us, was asked to stop. Not collective."""
+        if self._signal is None and self._comm.Iprobe(tag=STOP_TAG):
+            self._signal = self._comm.recv(tag=STOP_TAG)
+            self._told = True
+        if self._signal and not self._told:
+            self._told = True
+            for rank in range(self._comm.size):
+                if rank != self._comm.rank:
+                    self._comm.isend(self._signal, dest=rank, tag=STOP_TAG)
+        return self._signal is not None
+
+    def agreed(self):
+        """Whether any rank was asked to stop. Collective."""
+        reasons = [reason for reason in self._comm.allgather(self._signal) if reason]
+        self._signal = reasons[0] if reasons else None
+        return self._signal is not None

@@ -1,0 +1,111 @@
+"""From the job's input to each rank's shard: the table read once, the blocks dealt, the images checked and set aside."""
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from vitrea.engine.comm import largest_over_ranks, sum_over_ranks
+from vitrea.engine.em import PROGRESS_SECONDS
+from vitrea.engine.errors import JobError
+from vitrea.engine.outputs import write_skipped_star
+from vitrea.engine.particles import read_particles
+from vitrea.engine.shards import BACKGROUND_MEAN, BACKGROUND_SD, Loader, Shard, make_blocks, share_of
+from vitrea.engine.stacks import StackReader
+
+BADLY_NORMALISED = 0.1   # share of particles outside RELION's limits that refuses the job
+SKIPPED_NAME = "skipped.star"
+
+
+def read_table(options, *, comm):
+    """The ParticleTable on every rank; only rank 0 reads the file and keeps its columns. Collective."""
+    table, mistake = None, None
+    if comm.rank == 0:
+        try:
+            table = read_particles(options.input)
+        except JobError as error:
+            mistake = str(error)
+    mistake = comm.bcast(mistake, root=0)
+    if mistake:
+        raise JobError(mistake)
+    light = comm.bcast(replace(table, columns={}) if comm.rank == 0 else None, root=0)
+    return table if comm.rank == 0 else light
+
+
+def read_shard(table, options, geometry, stop, log, *, comm):
+    """(Shard, largest |coefficient| by ring over all particles), or (None, None) if asked to stop. Collective.
+
+    Images that cannot be used are set aside and listed; JobError if they are more than skip_limit, if the particles are not
+    normalised although the job expects it, or if a stack cannot be read.
+    """
+    blocks = make_blocks(table.optics_index)
+    shard = Shard.allocate(blocks[share_of(len(blocks), comm.rank, comm.size)], geometry)
+    mistake, last = None, time.perf_counter()
+    with StackReader(table) as reader:
+        loader = Loader(table, options, geometry, reader)
+        for i in range(len(shard.blocks)):
+            if stop.asked() or mistake:
+                break
+            try:
+                loader.load(shard, i)
+            except JobError as error:
+                mistake = str(error)
+            if time.perf_counter() - last > PROGRESS_SECONDS:
+                last = time.perf_counter()
+                log.record("progress", iteration=0, of=0, stage="read", fraction=(i + 1) / len(shard.blocks), phase="reading")
+    _agree(mistake, comm)
+    if stop.agreed():
+        return None, None
+    _set_aside(table, options, shard, log, comm)
+    _check_normalised(table, options, shard, comm)
+    return shard, _peak(shard, geometry.grid, comm)
+
+
+def _agree(mistake, comm):
+    """Raise on all ranks what one rank found, before the next collective."""
+    found = [text for text in comm.allgather(mistake) if text]
+    if found:
+        raise JobError(found[0])
+
+
+def _set_aside(table, options, shard, log, comm):
+    """List the images that cannot be used; refuse the stack if they are too many."""
+    mine = {int(shard.rows[local]): why for local, why in shard.reasons.items()}
+    bad = {row: why for part in comm.allgather(mine) for row, why in part.items()}
+    if not bad:
+        return
+    rows = np.array(sorted(bad))
+    row = rows[0]
+    first = (f"{table.path} row {table.row_number[row]}: {table.section[row] + 1}@{table.stack_names[table.stack_index[row]]} "
+             f"{bad[int(row)]}")
+    if len(bad) > options.skip_limit * len(table):
+        raise JobError(f"{first}, and {len(bad) - 1} more of {len(table)} images cannot be used; expected at most "
+                       f"{options.skip_limit:.3g} of them (skip_limit); repair the stack or raise skip_limit")
+    if comm.rank == 0:
+        write_skipped_star(options.output / SKIPPED_NAME, table, rows, [bad[int(row)] for row in rows])
+    log.line(f"set aside {len(bad)} of {len(table)} images, listed in {options.output / SKIPPED_NAME}; the first: {first}")
+
+
+def _check_normalised(table, options, shard, comm):
+    """RELION's rule, on the share of particles: background mean within ½ and deviation ½…2 of it being 0 and 1."""
+    if options.normalise != "check":
+        return
+    mean, deviation = shard.background[shard.usable].T
+    low, high = BACKGROUND_SD
+    wrong = (np.abs(mean) > BACKGROUND_MEAN) | (deviation < low) | (deviation > high)
+    n_wrong, n_usable = sum_over_ranks(np.array([wrong.sum(), len(wrong)], dtype=np.int64), comm=comm)
+    if n_wrong <= BADLY_NORMALISED * n_usable:
+        return
+    examples = comm.allgather((float(mean[wrong][0]), float(deviation[wrong][0])) if wrong.any() else None)
+    mean, deviation = next(example for example in examples if example)
+    raise JobError(f"{table.path}: {n_wrong} of {n_usable} particles are not normalised (a background of mean {mean:.3g} and standard "
+                   f"deviation {deviation:.3g}); expected 0 and 1 outside the particle circle, as RELION's extraction does; set "
+                   "'normalise: always', or correct particle_diameter")
+
+
+def _peak(shard, grid, comm):
+    """float64[R]: the largest |coefficient| of any particle on each ring."""
+    peak = np.zeros(grid.n_rings)
+    for m in range(grid.n_harmonics):
+        part = np.abs(shard.table[:, grid.offset[m]:grid.offset[m + 1]])
+        peak[grid.first_ring[m]:] = np.maximum(peak[grid.first_ring[m]:], part.max(axis=0, initial=0.0))
+    return largest_over_ranks(peak, comm=comm)
