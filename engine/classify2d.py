@@ -25,7 +25,8 @@ from vitrea.kernels.mask import harmonic_disc
 
 RING_MARGIN = 4               # rings beyond the resolution reached that the next iteration uses
 POOLED_ITERATIONS = 5         # τ² is averaged over classes and the class prior kept uniform while classes form
-QUIET_ITERATIONS = 2          # iterations without news after which a run has converged
+QUIET_ITERATIONS = 3          # iterations without news after which a run has converged
+STILL_FALLING = 0.95          # a smaller fraction of class changes than this times the least so far is news
 LEAST_ITERATIONS = 6
 FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
@@ -36,8 +37,9 @@ BATCH_A_CLASS, LEAST_BATCH = 50, 2000
 class State:
     """Everything an iteration depends on, besides the particles' own entries in Pass.
 
-    iteration counts both stages; in_stage the iterations of the present one; quiet those without news; running, effective: averaged sums of
-    online EM and how many particles they are worth.
+    iteration counts both stages; in_stage the iterations of the present one; quiet those without news: no re-seeding, no
+    gain in resolution, and class changes below the limit or no longer falling (classes that share a view swap particles for
+    ever). running, effective: averaged sums of online EM and how many particles they are worth.
     """
 
     model: Model
@@ -45,6 +47,7 @@ class State:
     iteration: int = 0
     in_stage: int = 0
     quiet: int = 0
+    least_changed: float = 1.0
     marching: bool = True
     running: Totals | None = None
     effective: float = 0.0
@@ -175,7 +178,14 @@ def iterate(run, state):
         model = replace(model, class_prior=np.full(model.n_classes, 1.0 / model.n_classes))
     state, changes = _advanced(run, replace(state, model=model), totals)
     seconds = dict(run.passes.seconds, m_step=preparing + time.perf_counter() - begin)
-    return state, {"totals": totals, "reseeded": changes, "seconds": seconds, "rings": classes.resolved(model)}
+    return state, {"totals": totals, "reseeded": changes, "seconds": seconds, "rings": classes.resolved(model),
+                   "poses": totals.particles * _poses_scored(search)}
+
+
+def _poses_scored(search):
+    """Poses that every particle is compared with: all of the first level."""
+    first = search.coarse or search.fine
+    return len(first.conjugated) * first.level.n_shifts * first.level.n_angles
 
 
 def _chooser(run, state):
@@ -237,11 +247,13 @@ def _advanced(run, state, totals):
     model = replace(model, rings=rings, rings_before=before)
     marching = state.marching and rings > before
     changed = totals.changed / totals.particles
-    news = bool(changes) or marching or rings > before or changed > run.options.convergence_change
+    settling = changed > run.options.convergence_change and changed < STILL_FALLING * state.least_changed
+    news = bool(changes) or rings > before or settling
     state = replace(state, model=model, marching=marching, quiet=0 if news else state.quiet + 1,
+                    least_changed=min(changed, state.least_changed),
                     iteration=state.iteration + 1, in_stage=state.in_stage + 1)
     if state.stage == "minibatch" and state.in_stage >= run.options.minibatch_iterations:
-        state = replace(state, stage="full", in_stage=0, quiet=0, running=None)
+        state = replace(state, stage="full", in_stage=0, quiet=0, least_changed=1.0, running=None)
     return state, changes
 
 
@@ -273,7 +285,7 @@ def _report(run, state, report, seconds):
              resolution=run.geometry.resolution_of(report["rings"]), pmax=totals.pmax / totals.particles,
              changed=totals.changed / totals.particles, seconds=seconds, class_sizes=sizes.tolist(),
              eta=max(planned - in_stage, 0) * seconds, memory=peak_memory(), rings=state.model.rings,
-             sigma_offset=state.model.sigma_offset, **report["seconds"])
+             sigma_offset=state.model.sigma_offset, poses=report["poses"], **report["seconds"])
 
 
 def peak_memory():
@@ -291,7 +303,7 @@ def _save(run, state):
         arrays[name] = getattr(model, name)
     if state.running is not None:
         arrays["running"] = state.running.pack()
-    attributes = {name: getattr(state, name) for name in ("stage", "iteration", "in_stage", "quiet", "marching", "effective")}
+    attributes = {name: getattr(state, name) for name in ("stage", "iteration", "in_stage", "quiet", "least_changed", "marching", "effective")}
     attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
                    "fingerprint": fingerprint(run.table, run.options), "n_classes": model.n_classes}
     write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes)
@@ -309,7 +321,7 @@ def _restore(run):
         grid = run.geometry.grid.with_rings(model.rings_before)
         empty = Totals.zeros(model.n_classes, len(model.sigma2), run.geometry.ctf_terms, grid, run.geometry.grid.n_rings)
         running = empty.unpack(arrays["running"])
-    state = State(model, str(kept["stage"]), int(kept["iteration"]), int(kept["in_stage"]), int(kept["quiet"]), bool(kept["marching"]),
-                  running, float(kept["effective"]))
+    state = State(model, str(kept["stage"]), int(kept["iteration"]), int(kept["in_stage"]), int(kept["quiet"]),
+                  float(kept["least_changed"]), bool(kept["marching"]), running, float(kept["effective"]))
     run.log.line(f"resumed after iteration {state.iteration}")
     return state
