@@ -24,7 +24,7 @@ class PolarGrid:
 
     @cached_property
     def last_harmonic(self):
-        """int64[n_rings]: the largest m kept on each ring; beyond it lie < 1e-4 of the power of a point at the rim, Σ J_m(2πrρ/L)²."""
+        """int64[n_rings]: the largest m kept on each ring; a point at the rim has < 1e-4 of its power beyond it."""
         reach = 2.0 * np.pi * np.arange(1, self.n_rings + 1) * self.support / self.box_size
         return np.ceil(reach + 1.8 * np.cbrt(reach) + 1.0).astype(np.int64)
 
