@@ -343,14 +343,15 @@ def _weigh(chunk, search, work, scores, lines, log_total, poses, gathered):
     work.touched[target] = True
     histogram = np.zeros((len(positions), SIGNIFICANCE_BINS, 2))
     expected = np.zeros(len(positions))
-    line_harmonics = np.empty((len(lines), particles.ctf2.shape[1]), dtype=np.complex64)
+    line_harmonics = np.zeros((len(lines), particles.ctf2.shape[1]), dtype=np.complex64)
+    resolved = min(line_harmonics.shape[1], (level.n_angles + 2) // 4)
     for first in range(0, len(lines), LINES):
         part = slice(first, min(first + LINES, len(lines)))
         count = part.stop - part.start
         weigh_lines(scores, log_total, lines[part], row[part], work.weights.values, histogram, expected)
         work.weights.execute()
         accumulate_lines(work.weights.harmonics, count, row[part], target[part], grid.offset, images, work.sums)
-        line_harmonics[part] = work.weights.harmonics[:count, 0:2 * line_harmonics.shape[1]:2]
+        line_harmonics[part, :resolved] = work.weights.harmonics[:count, 0:2 * resolved:2]
     poses.n_significant[chunk.where] = significant_poses(histogram, search.adaptive_fraction)
     log_prior = search.fine.log_prior.reshape(-1)[target]
     np.subtract.at(expected, row, line_harmonics[:, 0].real * log_prior)

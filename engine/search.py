@@ -106,10 +106,16 @@ class Shifter:
 
 
 def power_harmonics(grid, coefficients, n_terms):
-    """Angular harmonics 0, 2, …, 2(J−1) of |A(r, θ)|²: complex64[K, size] → complex64[J, R, K]."""
+    """Angular harmonics 0, 2, …, 2(J−1) of |A(r, θ)|²: complex64[K, size] → complex64[J, R, K].
+
+    Zero for those that the samples of a ring do not resolve, 2j ≥ n/2; few rings need only the first.
+    """
     rings = RingTransform(len(coefficients), grid.n_rings, grid.n_angles)
     table_to_rings(coefficients, grid.first_ring, grid.offset, rings.array)
     rings.to_angles()
     rings.array[:] = np.abs(rings.array) ** 2
     rings.to_harmonics()
-    return np.ascontiguousarray(rings.array[:, :, 0:2 * n_terms:2].transpose(2, 1, 0))
+    out = np.zeros((n_terms, grid.n_rings, len(coefficients)), dtype=np.complex64)
+    resolved = min(n_terms, (grid.n_angles + 2) // 4)
+    out[:resolved] = rings.array[:, :, 0:2 * resolved:2].transpose(2, 1, 0)
+    return out

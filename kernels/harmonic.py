@@ -75,9 +75,10 @@ def pack_lines(product, first, count, n_shifts, log_prior, ctf_term, out):
     """Lay lines `first…first+count` of a product side by side for the transform over angles, priors and CTF term added.
 
     product complex64[M, lines], a line being (image, shift); log_prior float32[T], added to m = 0; ctf_term complex64[images, J],
-    the harmonics 0, 2, 4, … of −½ Σ_r w_r C²|A|², which no shift changes; out complex64[≥ count, n/2+1].
+    the harmonics 0, 2, 4, … of −½ Σ_r w_r C²|A|², which no shift changes; out complex64[≥ count, n/2+1]. Terms that n angles do not
+    resolve, 2j ≥ n/2, are dropped.
     """
-    n_harmonics, terms, block = product.shape[0], ctf_term.shape[1], 8
+    n_harmonics, terms, block = product.shape[0], min(ctf_term.shape[1], out.shape[1] // 2), 8
     for begin in range(0, count, block):  # a small transpose, block by block
         end = min(begin + block, count)
         for m in range(n_harmonics):
@@ -96,7 +97,8 @@ def reference_pack_lines(product, first, count, n_shifts, log_prior, ctf_term, o
     lines = np.arange(first, first + count)
     out[:count] = 0
     out[:count, :product.shape[0]] = product[:, first:first + count].T
-    out[:count, 0:2 * ctf_term.shape[1]:2] += ctf_term[lines // n_shifts]
+    terms = min(ctf_term.shape[1], out.shape[1] // 2)
+    out[:count, 0:2 * terms:2] += ctf_term[lines // n_shifts, :terms]
     out[:count, 0] += log_prior[lines % n_shifts]
 
 
@@ -121,19 +123,3 @@ def reference_accumulate_lines(harmonics, count, line_image, line_target, offset
     for line in range(count):
         weight = np.repeat(np.conj(harmonics[line, :offset.size - 1]), np.diff(offset))
         out[line_target[line]] += weight * images[line_image[line]]
-
-
-@numba.njit(nogil=True, cache=True)
-def shift_rings(rings, phase_y, phase_x, shift_y, shift_x, out):
-    """Multiply ring samples by a translation: out(r, θ) = rings(r, θ) e^{−i(q_y s_y + q_x s_x)}.
-
-    rings, out complex64[R, n]; phase_y, phase_x float32[R, n] [radians per px]; the shift in px. Only half of each ring is computed;
-    the other half of a real image's transform is its conjugate.
-    """
-    half = rings.shape[1] // 2
-    for r in range(rings.shape[0]):
-        for j in range(half):
-            angle = phase_y[r, j] * shift_y + phase_x[r, j] * shift_x
-            value = rings[r, j] * complex(np.cos(angle), -np.sin(angle))
-            out[r, j] = value
-            out[r, half + j] = np.conj(value)
