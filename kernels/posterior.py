@@ -123,8 +123,12 @@ def weigh_lines(scores, log_total, lines, line_row, out, histogram, expected):
     """
     for j in range(lines.size):
         row, line = line_row[j], scores[lines[j]]
-        exp_line(line, np.float32(log_total[row]), out[j])
+        shift = np.float32(log_total[row])
+        exp_line(line, shift, out[j])
+        # of large scores float32 cannot hold the logarithm of the sum: what rounding took is put back as a factor
+        rounding = np.float32(np.exp(np.float64(shift) - log_total[row]))
         for a in range(line.size):
+            out[j, a] *= rounding
             weight = out[j, a]
             if weight > SMALLEST_WEIGHT:
                 index = min(int(np.float32(log_total[row] - line[a]) * BINS_PER_NAT), SIGNIFICANCE_BINS - 1)
