@@ -27,7 +27,8 @@ RING_MARGIN = 4               # rings beyond the resolution reached that the nex
 POOLED_ITERATIONS = 5         # τ² is averaged over classes and the class prior kept uniform while classes form
 QUIET_ITERATIONS = 3          # iterations without news after which a run has converged
 STILL_FALLING = 0.95          # a smaller fraction of class changes than this times the least so far is news
-LEAST_ITERATIONS = 6
+LEAST_ITERATIONS = 6           # full passes, unless mini-batches went before
+LEAST_AFTER_BATCHES = 2
 FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
 BATCH_A_CLASS, LEAST_BATCH = 50, 2000
@@ -48,6 +49,7 @@ class State:
     in_stage: int = 0
     quiet: int = 0
     least_changed: float = 1.0
+    batches_for_all: int = 1
     marching: bool = True
     running: Totals | None = None
     effective: float = 0.0
@@ -124,7 +126,8 @@ def start(run):
     n_classes, n_rings = run.options.n_classes, run.geometry.grid.n_rings
     model = Model(references, sigma2, np.zeros((n_classes, n_rings)), np.zeros((n_classes, n_rings)),
                   np.full(n_classes, 1.0 / n_classes), classes.first_sigma_offset(run.options), rings)
-    return State(model, "minibatch" if batch_size(run.options, len(run.table)) else "full")
+    size = batch_size(run.options, len(run.table))
+    return State(model, "minibatch", batches_for_all=-(-len(run.table) // size)) if size else State(model, "full")
 
 
 def batch_size(options, n_particles):
@@ -154,13 +157,18 @@ def finished(options, state):
     """Whether a full-pass state has converged or used up its iterations."""
     if state.stage != "full":
         return False
-    return state.in_stage >= options.max_iterations or (
-        state.quiet >= QUIET_ITERATIONS and state.in_stage >= min(LEAST_ITERATIONS, options.max_iterations))
+    least = LEAST_AFTER_BATCHES if state.iteration > state.in_stage else LEAST_ITERATIONS
+    return state.in_stage >= options.max_iterations or (settled(state) and state.in_stage >= least)
+
+
+def settled(state):
+    """Whether enough iterations brought no news. A mini-batch sees few particles, so it takes as many as cover them all once."""
+    return state.quiet >= max(QUIET_ITERATIONS, state.batches_for_all)
 
 
 def iterate(run, state):
     """One iteration of EM: (State, report), or None if the run was asked to stop. Collective."""
-    model = state.model
+    model, before = state.model, state
     begin = time.perf_counter()
     search = make_search(model, run.geometry, run.options)
     grid = search.fine.level.grid
@@ -179,7 +187,7 @@ def iterate(run, state):
     state, changes = _advanced(run, replace(state, model=model), totals)
     seconds = dict(run.passes.seconds, m_step=preparing + time.perf_counter() - begin)
     return state, {"totals": totals, "reseeded": changes, "seconds": seconds, "rings": classes.resolved(model),
-                   "poses": totals.particles * _poses_scored(search)}
+                   "poses": totals.particles * _poses_scored(search), "before": before}
 
 
 def _poses_scored(search):
@@ -252,8 +260,8 @@ def _advanced(run, state, totals):
     state = replace(state, model=model, marching=marching, quiet=0 if news else state.quiet + 1,
                     least_changed=min(changed, state.least_changed),
                     iteration=state.iteration + 1, in_stage=state.in_stage + 1)
-    if state.stage == "minibatch" and state.in_stage >= run.options.minibatch_iterations:
-        state = replace(state, stage="full", in_stage=0, quiet=0, least_changed=1.0, running=None)
+    if state.stage == "minibatch" and (state.in_stage >= run.options.minibatch_iterations or settled(state)):
+        state = replace(state, stage="full", in_stage=0, quiet=0, least_changed=1.0, batches_for_all=1, running=None)
     return state, changes
 
 
@@ -278,13 +286,13 @@ def _report(run, state, report, seconds):
     sizes = classes.sizes(run)
     if report["reseeded"]:
         log.tell("reseed", iteration=state.iteration, map={old + 1: new + 1 for new, old in report["reseeded"].items()})
-    in_stage = state.in_stage or run.options.minibatch_iterations
-    stage = "minibatch" if state.in_stage == 0 else state.stage
-    planned = _planned(run.options, replace(state, stage=stage))
-    log.tell("iteration", iteration=in_stage, of=planned, stage=stage, log_likelihood=totals.log_likelihood,
+    before, done = report["before"], report["before"].in_stage + 1
+    planned = _planned(run.options, before)
+    share = len(run.table) / totals.particles   # so that mini-batches and full passes read alike
+    log.tell("iteration", iteration=done, of=planned, stage=before.stage, log_likelihood=share * totals.log_likelihood,
              resolution=run.geometry.resolution_of(report["rings"]), pmax=totals.pmax / totals.particles,
              changed=totals.changed / totals.particles, seconds=seconds, class_sizes=sizes.tolist(),
-             eta=max(planned - in_stage, 0) * seconds, memory=peak_memory(), rings=state.model.rings,
+             eta=max(planned - done, 0) * seconds, memory=peak_memory(), rings=state.model.rings,
              sigma_offset=state.model.sigma_offset, poses=report["poses"], **report["seconds"])
 
 
@@ -303,7 +311,8 @@ def _save(run, state):
         arrays[name] = getattr(model, name)
     if state.running is not None:
         arrays["running"] = state.running.pack()
-    attributes = {name: getattr(state, name) for name in ("stage", "iteration", "in_stage", "quiet", "least_changed", "marching", "effective")}
+    attributes = {name: getattr(state, name) for name in ("stage", "iteration", "in_stage", "quiet", "least_changed", "batches_for_all", "marching",
+                                                      "effective")}
     attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
                    "fingerprint": fingerprint(run.table, run.options), "n_classes": model.n_classes}
     write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes)
@@ -322,6 +331,6 @@ def _restore(run):
         empty = Totals.zeros(model.n_classes, len(model.sigma2), run.geometry.ctf_terms, grid, run.geometry.grid.n_rings)
         running = empty.unpack(arrays["running"])
     state = State(model, str(kept["stage"]), int(kept["iteration"]), int(kept["in_stage"]), int(kept["quiet"]),
-                  float(kept["least_changed"]), bool(kept["marching"]), running, float(kept["effective"]))
+                  float(kept["least_changed"]), int(kept["batches_for_all"]), bool(kept["marching"]), running, float(kept["effective"]))
     run.log.line(f"resumed after iteration {state.iteration}")
     return state

@@ -37,26 +37,88 @@ def comm():
 
 @pytest.fixture
 def launch(tmp_path):
-    """`launch(n, *arguments)`: run this Python under `mpiexec -n n` (n = 0: without mpiexec) in tmp_path.
+    """`launch(n, *arguments)`: run this Python under `mpiexec -n n` (n = 0: without mpiexec) in tmp_path or `folder`.
 
     Returns the CompletedProcess with texts. The environment is free of an outer launcher's variables, so that it also
     works from a test run that is itself under mpiexec. Skipped, visibly, where there is no mpiexec.
     """
-    outer = ("PMI", "PMIX", "OMPI", "HYDRA", "HYDI", "MPI_", "MPIR", "PRTE", "SLURM")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
-    environment |= {name: value for name, value in os.environ.items() if name in MPI_PERMISSIONS}
 
-    def run(n, *arguments, seconds=120):
-        command = [sys.executable, *map(str, arguments)]
-        if n > 0:
-            beside = Path(sys.executable).parent / "mpiexec"
-            mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
-            if mpiexec is None:
-                pytest.skip("no mpiexec beside python or on PATH; pip install mpich, or load the site's MPI")
-            command = [mpiexec, "-n", str(n), *command]
-        return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=seconds)
+    def run(n, *arguments, seconds=120, folder=tmp_path, **variables):
+        return subprocess.run(mpi_command(n, *arguments), cwd=folder, env=launch_environment() | variables, text=True,
+                              capture_output=True, timeout=seconds)
 
     return run
+
+
+@pytest.fixture
+def begin(tmp_path):
+    """As `launch`, without waiting for the end: a Popen whose output is a text; killed when the test ends."""
+    begun = []
+
+    def start(n, *arguments, folder=tmp_path):
+        begun.append(subprocess.Popen(mpi_command(n, *arguments), cwd=folder, env=launch_environment(), text=True,
+                                      stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def mpi_command(n, *arguments):
+    """The words that run this Python with `arguments` on n ranks, or alone for n = 0."""
+    command = [sys.executable, *map(str, arguments)]
+    if n == 0:
+        return command
+    beside = Path(sys.executable).parent / "mpiexec"
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        pytest.skip("no mpiexec beside python or on PATH; pip install mpich, or load the site's MPI")
+    return [mpiexec, "-n", str(n), *command]
+
+
+def launch_environment():
+    """This process's environment without the variables of a launcher that started it."""
+    outer = ("PMI", "PMIX", "OMPI", "HYDRA", "HYDI", "MPI_", "MPIR", "PRTE", "SLURM")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(outer)}
+    return environment | {name: value for name, value in os.environ.items() if name in MPI_PERMISSIONS}
+
+
+@pytest.fixture(scope="session")
+def stacks(tmp_path_factory):
+    """A folder with small simulated stacks: `plain/` (240 particles, 3 views, box 32) and `mixed.star` with `mixed-truth.star`.
+
+    The mixed particles are of one specimen in two optics groups, boxes 36 px of 5 Å and 45 px of 4 Å, with astigmatism.
+    """
+    folder = tmp_path_factory.mktemp("stacks")
+    from vitrea.engine.simulate import ParticleSimulation, simulate_particles
+
+    simulate_particles(ParticleSimulation(n=240, views=3, box_size=32, pixel_size=6.0, snr=0.3, seed=1), folder / "plain")
+    for name, n, box_size, pixel_size in (("coarse", 200, 36, 5.0), ("fine", 120, 45, 4.0)):
+        simulate_particles(ParticleSimulation(n=n, views=3, box_size=box_size, pixel_size=pixel_size, snr=0.3, seed=2,
+                                              astigmatism=2000.0), folder / name)
+    for name in ("particles", "truth"):
+        merge_groups([folder / "coarse" / f"{name}.star", folder / "fine" / f"{name}.star"],
+                     folder / ("mixed.star" if name == "particles" else "mixed-truth.star"))
+    return folder
+
+
+def merge_groups(paths, merged):
+    """One STAR file of the particles of several, each file an optics group of its own, the rows interleaved."""
+    import numpy as np
+
+    from vitrea.engine.star import read_star, write_star
+
+    blocks = [read_star(path) for path in paths]
+    for number, block in enumerate(blocks, 1):
+        block["optics"]["rlnOpticsGroup"][:] = str(number)
+        block["particles"]["rlnOpticsGroup"][:] = str(number)
+    joined = {part: {label: np.concatenate([block[part][label] for block in blocks]) for label in blocks[0][part]}
+              for part in ("optics", "particles")}
+    order = np.argsort(np.concatenate([np.arange(len(b["particles"]["rlnOpticsGroup"])) for b in blocks]), kind="stable")
+    joined["particles"] = {label: column[order] for label, column in joined["particles"].items()}
+    write_star(merged, joined)
 
 
 # What lets Open MPI run as root and with more ranks than cores; the Makefile sets them.
