@@ -77,11 +77,11 @@ def run(options, *, resume, comm):
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
         begun = _prepare(options, stop, log, comm)
         if begun is None:
-            return _stopped(log, stop, 0)
+            return _stopped(log, stop, {})
         state = _restore(begun) if resume else start(begun)
         ended = _iterate(begun, state)
         if ended is None:
-            return _stopped(log, stop, begun.last)
+            return _stopped(log, stop, begun.reached)
         results.write(begun, ended)
         return "done"
 
@@ -90,8 +90,8 @@ def _open_log(options, comm):
     return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
 
 
-def _stopped(log, stop, iteration):
-    log.tell("stopped", iteration=iteration, reason=stop.reason)
+def _stopped(log, stop, reached):
+    log.tell("stopped", **reached, reason=stop.reason)
     return "stopped"
 
 
@@ -140,14 +140,14 @@ def batch_size(options, n_particles):
 
 def _iterate(run, state):
     """Iterate to convergence: the last State, or None if the run was asked to stop."""
-    run.last = state.iteration
+    run.reached = _reached(run.options, state)
     while not finished(run.options, state):
         begin = time.perf_counter()
         after = iterate(run, state)
         if after is None:
             return None
         state, report = after
-        run.last = state.iteration
+        run.reached = _reached(run.options, state)
         _save(run, state)
         _report(run, state, report, time.perf_counter() - begin)
     return state
@@ -218,7 +218,7 @@ def _watcher(run, state):
     def on_block(fraction):
         if time.perf_counter() - last[0] > PROGRESS_SECONDS:
             last[0] = time.perf_counter()
-            run.log.record("progress", iteration=state.iteration + 1, of=_planned(run.options, state), stage=state.stage,
+            run.log.record("progress", iteration=state.in_stage + 1, of=_planned(run.options, state), stage=state.stage,
                            fraction=round(fraction, 4), phase="E step")
         return run.stop.asked()
 
@@ -292,8 +292,19 @@ def _report(run, state, report, seconds):
     log.tell("iteration", iteration=done, of=planned, stage=before.stage, log_likelihood=share * totals.log_likelihood,
              resolution=run.geometry.resolution_of(report["rings"]), pmax=totals.pmax / totals.particles,
              changed=totals.changed / totals.particles, seconds=seconds, class_sizes=sizes.tolist(),
-             eta=max(planned - done, 0) * seconds, memory=peak_memory(), rings=state.model.rings,
+             eta=_seconds_left(run.options, before, seconds, share), memory=peak_memory(), rings=state.model.rings,
              sigma_offset=state.model.sigma_offset, poses=report["poses"], **report["seconds"])
+
+
+def _seconds_left(options, before, seconds, share):
+    """[s] to the last iteration there may be, at the pace of this one; a full pass after mini-batches takes `share` times as long."""
+    left = max(_planned(options, before) - before.in_stage - 1, 0)
+    return seconds * (left if before.stage == "full" else left + share * options.max_iterations)
+
+
+def _reached(options, state):
+    """Where a run is, for the log: iterations done in all and in the present stage."""
+    return {"total": state.iteration, "iteration": state.in_stage, "of": _planned(options, state), "stage": state.stage}
 
 
 def peak_memory():
@@ -332,5 +343,5 @@ def _restore(run):
         running = empty.unpack(arrays["running"])
     state = State(model, str(kept["stage"]), int(kept["iteration"]), int(kept["in_stage"]), int(kept["quiet"]),
                   float(kept["least_changed"]), int(kept["batches_for_all"]), bool(kept["marching"]), running, float(kept["effective"]))
-    run.log.line(f"resumed after iteration {state.iteration}")
+    run.log.tell("resumed", **_reached(run.options, state))
     return state

@@ -12,7 +12,8 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
                 seconds, e_step, m_step, reduce [s], class_sizes [particles], eta [s]
     reseed      iteration, map {old class: new class} (numbers as in the STAR file, from 1)
     checkpoint  iteration
-    stopped     iteration, reason
+    resumed     total (iterations of both stages), iteration, of, stage
+    stopped     total, iteration, of, stage (none before the first iteration), reason
     done        classes, empty, largest, particles, poses_per_core_second, files
     failed      iteration, phase, rank, ranks, host, message
 """
@@ -185,8 +186,8 @@ def format_done(record: Record) -> str:
 
 
 def format_stopped(record: Record) -> str:
-    """`stopped after it 12   SIGTERM   continue with 'vitrea resume RUN'`"""
-    return f"stopped after it {record.get('iteration', 0)}{_COLUMN}{record.get('reason')}"
+    """`stopped after it 12 of 30   SIGTERM`"""
+    return f"stopped {_place(record)}{_COLUMN}{record.get('reason')}"
 
 
 def format_failed(record: Record) -> str:
@@ -220,10 +221,19 @@ _WORDS: dict[str, Callable[[Record], list[str]]] = {
     "iteration": lambda record: [format_iteration(record)],
     "reseed": lambda record: [format_reseed(record)] if record.get("map") else [],
     "checkpoint": lambda record: [f"checkpoint after it {record.get('iteration')}"],
+    "resumed": lambda record: [f"resumed {_place(record)}"],
     "stopped": lambda record: [format_stopped(record)],
     "done": lambda record: [format_done(record)],
     "failed": lambda record: [format_failed(record)],
 }
+
+
+def _place(record: Record) -> str:
+    """`after it 12 of 30`, or what comes before the first iteration of a stage."""
+    if record.get("iteration"):
+        mark = "mb" if record.get("stage") == "minibatch" else "it"
+        return f"after {mark} {record['iteration']}" + (f" of {record['of']}" if record.get("of") else "")
+    return "after the mini-batches" if record.get("total") else "before the first iteration"
 
 
 def _fixed(record: Record, name: str, form: str, width: int, factor: float = 1.0) -> str:

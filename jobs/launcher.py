@@ -69,6 +69,8 @@ def end_together(work: Callable[[], int], told: Callable[[str, bool], None], *, 
     except KeyboardInterrupt:
         if comm.size == 1:
             raise
+        if comm.rank == 0:
+            _say("vitrea: interrupted")
         _abort(130, comm)
     except Exception as fault:
         _say_fault(fault, comm)

@@ -66,15 +66,21 @@ class RunState:
         now = self.progress or (self.iterations[-1] if self.iterations else None)
         if now is None:
             return 0.0
+        if self.reading():
+            return float(now.get("fraction") or 0.0)
         of = now.get("of") or (self.iterations[-1].get("of") if self.iterations else None)
         if not of:
             return None
         whole = now["iteration"] - 1 + float(now.get("fraction") or 0.0) if now is self.progress else now["iteration"]
         return min(1.0, max(0.0, whole / of))
 
+    def reading(self) -> bool:
+        """Whether the particles are being read: before the first iteration, or after a resume."""
+        return self.progress is not None and self.progress.get("stage") == "read"
+
     def seconds_left(self, now: datetime) -> float | None:
         """The run's own estimate, less the time since it was made; None if there is none."""
-        if self.ending or not self.iterations or self.iterations[-1].get("eta") is None:
+        if self.ending or self.reading() or not self.iterations or self.iterations[-1].get("eta") is None:
             return None
         return max(0.0, float(self.iterations[-1]["eta"]) - _age(self.iterations[-1], now))
 
@@ -167,13 +173,15 @@ def _bar(state: RunState, console: Console, now: datetime) -> Table:
     if latest:
         of = latest.get("of") or (state.iterations[-1].get("of") if state.iterations else None)
         place = f"{STAGES.get(str(latest.get('stage')), 'iteration')} {latest['iteration']}/{of or '–'}"
+    if state.reading():
+        place = "reading particles"
     gone = float(state.last["elapsed"]) if state.last else 0.0
     if state.last and not state.ending and not state.silent_for(now):
         gone += _age(state.last, now)
     row = Table.grid(padding=(0, 2))
     width = max(10, min(50, console.width - 60))
     words = [place, "" if fraction is None else f"{100 * fraction:.0f} %", f"{format_clock(gone)} gone"]
-    words += [] if state.ending else [f"{format_clock(left)} left" if left is not None else "time left not known yet"]
+    words += [] if state.ending else [f"{format_clock(left)} left at most" if left is not None else "time left not known yet"]
     done = round(width * (fraction or 0.0))
     row.add_row(Text("━" * done, style="green").append("─" * (width - done), style="dim"), *words)
     return row
