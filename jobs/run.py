@@ -16,6 +16,7 @@ from vitrea.jobs.jobfile import JOB_NAME, Job, read_job, resolved_notes, started
 from vitrea.jobs.launcher import end_together, on_rank_0
 
 CHECKPOINT_NAME = "checkpoint.h5"
+SKIPPED_NAME = "skipped.star"
 RUN_FILES = (JOB_NAME, LINES_NAME, RECORDS_NAME, CHECKPOINT_NAME, "run_data.star", "run_classes.mrcs")
 RESULTS = {
     "classes.png": "the class averages, largest first",
@@ -117,9 +118,17 @@ def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | No
     # The folder may have been moved since it was made; it is where it is.
     job = replace(job, options=replace(job.options, output=folder))
     _require_input(path, job)
+    _clear_torn_files(folder)
     if overrides:
         write_job(path, job, resolved_notes(_version(), platform.node(), ranks, Path.cwd()))
     return job
+
+
+def _clear_torn_files(folder: Path) -> None:
+    """Remove what engine/files.py was writing when the run was killed."""
+    for path in folder.glob(".*.tmp-*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _require_resumable(path: Path, overrides: Sequence[str]) -> None:
@@ -160,7 +169,7 @@ def _ending_lines(folder: Path, ended: str) -> list[str]:
 def _take_back(folder: Path, made: bool) -> None:
     """Leave nothing of a run that a mistake ended before its first checkpoint: the corrected job may use the folder."""
     with suppress(OSError):
-        for name in (JOB_NAME, LINES_NAME, RECORDS_NAME):
+        for name in (JOB_NAME, LINES_NAME, RECORDS_NAME, SKIPPED_NAME):
             (folder / name).unlink(missing_ok=True)
         if made:
             folder.rmdir()

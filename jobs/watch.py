@@ -181,7 +181,8 @@ def _bar(state: RunState, console: Console, now: datetime) -> Table:
     row = Table.grid(padding=(0, 2))
     width = max(10, min(50, console.width - 60))
     words = [place, "" if fraction is None else f"{100 * fraction:.0f} %", f"{format_clock(gone)} gone"]
-    words += [] if state.ending else [f"{format_clock(left)} left at most" if left is not None else "time left not known yet"]
+    if not state.ending:
+        words.append("time left not known yet" if left is None else f"{format_clock(left)} left at most")
     done = round(width * (fraction or 0.0))
     row.add_row(Text("━" * done, style="green").append("─" * (width - done), style="dim"), *words)
     return row

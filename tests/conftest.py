@@ -87,14 +87,15 @@ def launch_environment():
 
 @pytest.fixture(scope="session")
 def stacks(tmp_path_factory):
-    """A folder with small simulated stacks: `plain/` (240 particles, 3 views, box 32) and `mixed.star` with `mixed-truth.star`.
+    """A folder with small simulated stacks: `plain/` (240 particles, 3 views, box 32), mixed.star, mixed-truth.star.
 
     The mixed particles are of one specimen in two optics groups, boxes 36 px of 5 Å and 45 px of 4 Å, with astigmatism.
     """
     folder = tmp_path_factory.mktemp("stacks")
     from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 
-    simulate_particles(ParticleSimulation(n=240, views=3, box_size=32, pixel_size=6.0, snr=0.3, seed=1), folder / "plain")
+    plain = ParticleSimulation(n=240, views=3, box_size=32, pixel_size=6.0, snr=0.3, seed=1)
+    simulate_particles(plain, folder / "plain")
     for name, n, box_size, pixel_size in (("coarse", 200, 36, 5.0), ("fine", 120, 45, 4.0)):
         simulate_particles(ParticleSimulation(n=n, views=3, box_size=box_size, pixel_size=pixel_size, snr=0.3, seed=2,
                                               astigmatism=2000.0), folder / name)
@@ -116,7 +117,7 @@ def merge_groups(paths, merged):
         block["particles"]["rlnOpticsGroup"][:] = str(number)
     joined = {part: {label: np.concatenate([block[part][label] for block in blocks]) for label in blocks[0][part]}
               for part in ("optics", "particles")}
-    order = np.argsort(np.concatenate([np.arange(len(b["particles"]["rlnOpticsGroup"])) for b in blocks]), kind="stable")
+    order = np.argsort(np.concatenate([np.arange(len(b["particles"]["rlnImageName"])) for b in blocks]), kind="stable")
     joined["particles"] = {label: column[order] for label, column in joined["particles"].items()}
     write_star(merged, joined)
 

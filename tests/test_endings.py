@@ -1,0 +1,221 @@
+"""Runs that are ended from outside and go on: signals, kills at any moment, and a rank that dies.
+
+What the launcher does with a signal to itself, by experiment with MPICH 5.0 (hydra): SIGTERM and SIGUSR1 go on to every
+rank, so `kill PID-of-mpiexec` and a scheduler's warning both reach the program; SIGINT too. A signal to one rank stays
+with it, and that rank tells the others. SIGKILL of mpiexec ends all ranks;
+SIGKILL of a rank makes mpiexec end the others within a second, with exit code 9.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vitrea.engine.log import read_records
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc to find the ranks in")
+
+JOB = """\
+job: classify2d
+input: {stacks}/mixed.star
+output: run
+n_classes: 6
+particle_diameter: 140
+algorithm: minibatch
+minibatch_size: 100
+minibatch_iterations: 5
+max_iterations: 5
+"""
+RUN = ("-m", "vitrea.jobs", "run", "job.yaml")
+RESUME = ("-m", "vitrea.jobs", "resume", "run")
+RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs")
+# Slows a job down, so that a signal certainly meets it in the phase that is named.
+SLOW = """\
+import sys, time
+from vitrea.engine import em, shards
+from vitrea.jobs import cli
+owner, name = {"reading": (shards.Loader, "load"), "iterating": (em.Pass, "_block")}[sys.argv[1]]
+fast = getattr(owner, name)
+
+def slow(*arguments):
+    time.sleep(0.3)
+    return fast(*arguments)
+
+setattr(owner, name, slow)
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stacks, tmp_path_factory):
+    """The run folder of the job when nothing happens to it."""
+    from vitrea.jobs import cli
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("job.yaml").write_text(JOB.format(stacks=stacks))
+        assert cli.main(["run", "job.yaml"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def job(stacks, tmp_path):
+    """The job in tmp_path; its run folder."""
+    (tmp_path / "job.yaml").write_text(JOB.format(stacks=stacks))
+    (tmp_path / "slow.py").write_text(SLOW)
+    return tmp_path / "run"
+
+
+def same_results(found, expected):
+    for name in RESULT_FILES:
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def iterations(folder):
+    return sum(record["kind"] == "iteration" for record in read_records(folder / "record.jsonl"))
+
+
+def wait_until(condition, process, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def rank_processes(folder):
+    """{rank: process id} of the program's processes that work in `folder`; rank 0 for one without a launcher."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if place.joinpath("cwd").resolve() != folder or not place.joinpath("exe").samefile(sys.executable):
+                continue
+            environment = place.joinpath("environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = next((int(each[9:]) for each in environment if each.startswith(b"PMI_RANK=")), 0)
+        found[rank] = int(place.name)
+    return found
+
+
+# ---- kill −9
+
+def test_kill_9_at_any_moment_then_resume_on_other_ranks_ends_as_if_nothing_had_happened(
+    begin, launch, job, tmp_path, undisturbed
+):
+    """Killed three times, after a different number of iterations and a random part of one, each time on other ranks."""
+    moment = random.Random(2)
+    command = ("slow.py", "iterating", *RUN[2:])
+    for ranks in moment.sample([0, 2, 4], 3):
+        before = iterations(job)
+        process = begin(ranks, *command)
+        wait_until(lambda before=before: iterations(job) > before + moment.randrange(2), process)
+        time.sleep(moment.uniform(0, 0.6))
+        for identifier in [process.pid, *rank_processes(tmp_path).values()]:
+            os.kill(identifier, signal.SIGKILL)
+        process.wait(10)
+        command = ("slow.py", "iterating", *RESUME[2:])
+    assert not (job / "run_data.star").exists()
+    ended = launch(moment.choice([0, 2]), *RESUME)
+    assert ended.returncode == 0, ended.stderr
+    same_results(job, undisturbed)
+
+
+def test_killed_before_the_first_checkpoint_it_begins_again(begin, launch, job, tmp_path, undisturbed):
+    process = begin(2, "slow.py", "reading", *RUN[2:])
+    wait_until(lambda: (job / "record.jsonl").exists(), process)
+    process.kill()
+    process.wait(10)
+    wait_until_gone(tmp_path)
+    ended = launch(0, *RESUME)
+    assert ended.returncode == 0, ended.stderr
+    same_results(job, undisturbed)
+
+
+def test_killed_while_the_results_are_written_it_writes_them(launch, job, tmp_path, undisturbed):
+    """The last checkpoint is there, one of the results is, and the log has no end."""
+    job.mkdir()
+    for name in ("job.yaml", "checkpoint.h5", "run_classes.mrcs"):
+        shutil.copy(undisturbed / name, job)
+    records = (undisturbed / "record.jsonl").read_text().splitlines(keepends=True)
+    (job / "record.jsonl").write_text("".join(records[:-1]))
+    (job / ".run_data.star.tmp-1234").write_text("half")
+    ended = launch(2, *RESUME)
+    assert ended.returncode == 0, ended.stderr
+    assert "resumed after it 5 of 5" in ended.stdout
+    same_results(job, undisturbed)
+    assert not list(job.glob(".*.tmp-*")), "what was half-written is cleared away"
+
+
+def wait_until_gone(folder):
+    """The ranks end by themselves once their launcher is killed."""
+    until = time.monotonic() + 10
+    while rank_processes(folder):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_ends_the_job_at_once(begin, job, tmp_path, rank):
+    process = begin(2, "slow.py", "iterating", *RUN[2:])
+    wait_until(lambda: iterations(job) >= 1, process)
+    os.kill(rank_processes(tmp_path)[rank], signal.SIGKILL)
+    assert process.wait(10) != 0
+    wait_until_gone(tmp_path)
+
+
+# ---- signals
+
+@pytest.mark.parametrize(("number", "receiver"), [
+    (signal.SIGTERM, "launcher"), (signal.SIGUSR1, "launcher"), (signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
+def test_a_signal_leaves_with_a_checkpoint_a_word_and_exit_code_0(
+    begin, launch, job, tmp_path, undisturbed, number, receiver
+):
+    process = begin(2, "slow.py", "iterating", *RUN[2:])
+    wait_until(lambda: iterations(job) >= 2, process)
+    os.kill(process.pid if receiver == "launcher" else rank_processes(tmp_path)[receiver], number)
+    begun = time.monotonic()
+    told, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, told
+    assert time.monotonic() - begun < 5
+    assert f"{number.name}" in told
+    assert "go on with 'vitrea resume run'" in told
+    stopped = read_records(job / "record.jsonl")[-1]
+    assert (stopped["kind"], stopped["reason"]) == ("stopped", number.name)
+    assert re.search(rf"stopped after mb \d of 5   {number.name}\n$", (job / "run.out").read_text())
+    assert (job / "checkpoint.h5").exists()
+    ended = launch(0, *RESUME)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"resumed after mb \d of 5", ended.stdout)
+    same_results(job, undisturbed)
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_signal_while_particles_are_read(begin, launch, job, undisturbed, ranks):
+    process = begin(ranks, "slow.py", "reading", *RUN[2:])
+    wait_until(lambda: (job / "record.jsonl").exists() and read_records(job / "record.jsonl"), process)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, told
+    assert "stopped before the first iteration   SIGTERM" in told
+    assert "go on with 'vitrea resume run'" in told
+    ended = launch(0, *RESUME)
+    assert ended.returncode == 0, ended.stderr
+    same_results(job, undisturbed)
+
+
+def test_an_interrupt_is_one_word_and_exit_code_130(begin, job):
+    process = begin(2, "slow.py", "iterating", *RUN[2:])
+    wait_until(lambda: iterations(job) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, told
+    assert told.count("vitrea: interrupted") == 1
+    assert "Traceback" not in told
