@@ -5,6 +5,7 @@ the number of ranks or threads. One routine scores a class at a level of finenes
 are looked at again at the fine one.
 """
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +17,15 @@ from vitrea.kernels.harmonic import (
     gather_by_row,
     harmonic_product,
     pack_lines,
+)
+from vitrea.kernels.marginal import (
+    add_priors,
+    angle_matrices,
+    gather_real,
+    harmonic_order,
+    log_sum_columns,
+    real_product,
+    real_templates,
 )
 from vitrea.kernels.posterior import (
     NEGLIGIBLE,
@@ -29,6 +39,7 @@ from vitrea.kernels.posterior import (
 
 LINES = 128  # lines of angles transformed at once: with their scores they stay in a core's L2 cache
 PRODUCT_LINES = 1344  # lines of one matrix product
+MARGINAL_BATCH = 128  # particles whose coarse evidence is found at once
 SCORE_BUDGET = 2**25  # float32 scores kept between scoring and weighing, a thread (128 MB)
 
 
@@ -43,6 +54,11 @@ class Templates:
     conjugated: np.ndarray
     power: np.ndarray
     log_prior: np.ndarray
+
+    @cached_property
+    def real(self):
+        """float32[K, 4·size·T]: the same templates as real matrices, for a coarse level (kernels/marginal.py)."""
+        return np.stack([real_templates(one, self.level.grid.offset) for one in self.conjugated])
 
 
 def make_templates(level, references, class_prior, sigma_offset, n_terms):
@@ -133,7 +149,8 @@ class Workspace:
     """Plans and buffers of one thread for one search."""
 
     def __init__(self, search):
-        self.scorers = {id(t): _Scorer(t) for t in (search.fine, search.coarse) if t is not None}
+        self.scorer = _Scorer(search.fine)
+        self.marginals = _Marginals(search.coarse) if search.coarse else None
         level = search.fine.level
         self.shifter = Shifter(level)
         self.weights = LinesToHarmonics(LINES, level.n_angles)
@@ -182,6 +199,47 @@ class _Scorer:
                 yield start * shifts + first, count
 
 
+class _Marginals:
+    """Log-sum-exp over all coarse poses of a class, many particles at a time."""
+
+    def __init__(self, templates):
+        self._templates, level = templates, templates.level
+        n_terms = len(templates.power)
+        n_rows = min(max(level.grid.n_harmonics, 2 * n_terms - 1), level.n_angles // 2)
+        self._order = harmonic_order(n_rows)
+        self._even, self._odd = angle_matrices(level.n_angles, n_rows)
+        columns = level.n_shifts * MARGINAL_BATCH
+        self._images = np.zeros(2 * MARGINAL_BATCH * level.grid.size, dtype=np.float32)
+        self._product = np.zeros((n_rows, 2 * columns), dtype=np.float32)
+        self._scores = np.zeros((2, level.n_angles // 2, columns), dtype=np.float32)
+        self._scratch = np.zeros((3, MARGINAL_BATCH), dtype=np.float32)
+
+    def gather(self, particles, part, temperature):
+        """Take the particles `part` (a slice of at most MARGINAL_BATCH) as columns."""
+        grid = self._templates.level.grid
+        self._n = part.stop - part.start
+        weight = (particles.ring_weight[:grid.n_rings] / temperature).astype(np.float32)
+        gather_real(particles.table, particles.rows[part], particles.wide.offset, grid.first_ring, weight,
+                    particles.scale[part], grid.offset, self._images)
+
+    def of_class(self, k, ctf_term):
+        """float64[n]: log Σ exp of the scores of class k; ctf_term complex64[n, J]."""
+        level, n = self._templates.level, self._n
+        columns = level.n_shifts * n
+        product = self._product.reshape(-1)[:2 * columns * len(self._order)].reshape(len(self._order), 2, columns)
+        product[self._order[level.grid.n_harmonics:]] = 0
+        real_product(self._templates.real[k], level.n_shifts, self._images, n, level.grid.offset, self._order, product)
+        add_priors(self._templates.log_prior[k], ctf_term, self._order, product)
+        half = level.n_angles // 2
+        even, odd = (part.reshape(-1)[:half * columns].reshape(half, columns) for part in self._scores)
+        n_even = self._even.shape[1] // 2
+        np.matmul(self._even, product[:n_even].reshape(-1, columns), out=even)
+        np.matmul(self._odd, product[n_even:].reshape(-1, columns), out=odd)
+        best, scratch, weight = (row[:n] for row in self._scratch)
+        total = log_sum_columns(even.reshape(-1, n), odd.reshape(-1, n), best, scratch, weight)
+        return best + np.log(total)
+
+
 def ctf_terms(particles, templates, temperature):
     """complex64[K, n, J]: harmonics 0, 2, … of −½ Σ_r w_r C²(r, θ) |A(r, θ − ψ)|² as a function of ψ."""
     grid = templates.level.grid
@@ -215,17 +273,13 @@ def _active_classes(particles, search, work):
 
 def coarse_evidence(particles, search, work):
     """float64[n, K]: log Σ over poses of the coarse posterior, up to a constant of the particle."""
-    templates, scorer = search.coarse, work.scorers[id(search.coarse)]
-    n, n_shifts = len(particles), templates.level.n_shifts
-    terms = ctf_terms(particles, templates, search.temperature)
-    images = scorer.gather(particles, np.arange(n), search.temperature)
-    evidence = np.empty((n, len(templates.conjugated)))
-    for k in range(evidence.shape[1]):
-        best, total = np.full(n, -np.inf, dtype=np.float32), np.zeros(n)
-        for first, count in scorer.lines(k, images, n, terms[k]):
-            owner = np.arange(first, first + count) // n_shifts
-            add_lines(scorer.angles.values, count, owner, best, total, scorer.scratch, scorer.line_best)
-        evidence[:, k] = best + np.log(total)
+    terms = ctf_terms(particles, search.coarse, search.temperature)
+    evidence = np.empty((len(particles), len(search.coarse.conjugated)))
+    for start in range(0, len(particles), MARGINAL_BATCH):
+        part = slice(start, min(start + MARGINAL_BATCH, len(particles)))
+        work.marginals.gather(particles, part, search.temperature)
+        for k in range(evidence.shape[1]):
+            evidence[part, k] = work.marginals.of_class(k, terms[k, part])
     return evidence
 
 
@@ -297,7 +351,7 @@ def _expect_chunk(chunk, search, work, poses, gathered):
 
 def _score_pairs(chunk, search, work):
     """Scores float32[pairs·T, n_angles], line maxima float32[pairs·T] and log-sum-exp float64[pairs]."""
-    level, scorer = search.fine.level, work.scorers[id(search.fine)]
+    level, scorer = search.fine.level, work.scorer
     n_pairs, n_shifts = len(chunk.pair_class), level.n_shifts
     scores = np.empty((n_pairs * n_shifts, level.n_angles), dtype=np.float32)
     line_best = np.empty(n_pairs * n_shifts, dtype=np.float32)

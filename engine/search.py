@@ -11,6 +11,7 @@ from vitrea.kernels.fourier import RingTransform, fast_length
 from vitrea.kernels.polar import PolarGrid, rings_to_table, table_to_rings
 
 GRID_TOLERANCE = 1e-6
+FEW = 4   # shifts moved back at once: late in a run few shifts of a class carry weight
 
 
 def disc_shifts(radius, step):
@@ -71,6 +72,7 @@ class Shifter:
     def __init__(self, level):
         self.level, grid = level, level.grid
         self._one = RingTransform(1, grid.n_rings, grid.n_angles)
+        self._few = RingTransform(FEW, grid.n_rings, grid.n_angles)
         self._many = RingTransform(level.n_shifts, grid.n_rings, grid.n_angles)
         self._table = np.zeros((level.n_shifts, grid.size), dtype=np.complex64)
 
@@ -86,8 +88,11 @@ class Shifter:
     def unshift(self, sums, which):
         """Σ_t T_−t sums_t: complex64[T', size] of the shifts `which` int64[T'] → complex64[size]."""
         grid = self.level.grid
-        half = self._angles(self._many, sums) * np.conj(self.level.ramp[which])
-        self._fill(self._one.array, half.sum(axis=0, keepdims=True))
+        total = np.zeros((1, grid.n_rings, grid.n_angles // 2), dtype=np.complex64)
+        for first in range(0, len(which), FEW):
+            some = which[first:first + FEW]
+            total[0] += (self._angles(self._few, sums[first:first + FEW]) * np.conj(self.level.ramp[some])).sum(axis=0)
+        self._fill(self._one.array, total)
         self._one.to_harmonics()
         out = np.empty((1, grid.size), dtype=np.complex64)
         rings_to_table(self._one.array, grid.first_ring, grid.offset, out)

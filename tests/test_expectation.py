@@ -158,7 +158,7 @@ def e_step(particles, search):
 def scores_of(particles, templates):
     """Every score, as the E step sees them: float64[n, K, T, n_angles]."""
     level, n = templates.level, len(particles)
-    scorer = Workspace(one_level(templates)).scorers[id(templates)]
+    scorer = Workspace(one_level(templates)).scorer
     images, terms = scorer.gather(particles, np.arange(n), 1.0), ctf_terms(particles, templates, 1.0)
     out = np.full((len(terms), n * level.n_shifts, level.n_angles), np.nan)
     for k in range(len(terms)):
@@ -214,7 +214,7 @@ def one_of(optics, i):
 @pytest.mark.parametrize("astigmatism", [ROUND, ASTIGMATIC])
 @pytest.mark.parametrize("box_size", BOXES)
 def test_the_posterior_is_that_of_comparing_pixels_at_every_pose(box_size, astigmatism):
-    """Log posteriors agree to 0.05 wherever they matter, and what is reported of them to a few per cent of that."""
+    """Log posteriors agree to 0.02 wherever they matter, and what is reported of them to a few per cent of that."""
     noise_sd, n_terms = 0.16, TERMS if astigmatism else 1
     images, optics = noisy_images(box_size, 2, noise_sd, astigmatism)
     particles, templates = particles_of(images, optics, noise_sd, n_terms), templates_of(box_size, n_terms)
@@ -227,7 +227,7 @@ def test_the_posterior_is_that_of_comparing_pixels_at_every_pose(box_size, astig
         found = scores[i] - logsumexp(scores[i])
         matters = expected > expected.max() - 16.0
         assert matters.sum() > 50   # a posterior with something to compare
-        np.testing.assert_allclose(found[matters], expected[matters], atol=0.05)
+        np.testing.assert_allclose(found[matters], expected[matters], atol=0.02)
         assert poses.log_likelihood[i] == pytest.approx(logsumexp(scores[i]), abs=1e-4)
         assert poses.pmax[i] == pytest.approx(np.exp(expected.max()), rel=0.05)
         largest_first = np.sort(np.exp(expected).ravel())[::-1]
@@ -288,7 +288,7 @@ def test_with_known_poses_the_m_step_returns_the_known_averages(box_size, astigm
     prior = 1e-3 * particles.ring_weight[:RINGS] * np.ones((N_CLASSES, 1))
     found = solve_references(sums, level.grid, prior)
     for k in range(N_CLASSES):
-        assert np.linalg.norm(found[k] - truth[k]) < 0.02 * np.linalg.norm(truth[k])
+        assert np.linalg.norm(found[k] - truth[k]) < 0.005 * np.linalg.norm(truth[k])
 
 
 @pytest.mark.parametrize("box_size", BOXES)
@@ -381,17 +381,23 @@ def test_coarse_evidence_is_the_log_sum_over_the_coarse_poses():
 
 # ---- the same results however the work is cut
 
-def test_results_do_not_depend_on_how_a_block_is_cut_into_chunks(monkeypatch):
-    particles, search = crowd(27), two_levels(27, 0.999)
+@pytest.mark.parametrize("sizes", [
+    {"SCORE_BUDGET": 1}, {"SCORE_BUDGET": 30_000}, {"LINES": 7}, {"PRODUCT_LINES": 1},
+    {"LINES": 500, "PRODUCT_LINES": 121},
+], ids=["one particle a chunk", "uneven chunks", "few lines", "few images a product", "more lines than a product"])
+def test_results_do_not_depend_on_how_a_block_is_cut(monkeypatch, sizes):
+    images, optics = noisy_images(27, 24, 0.12, ASTIGMATIC, seed=9)
+    particles = particles_of(images, optics, 0.12, TERMS)
+    search = Search(templates_of(27, TERMS), templates_of(27, TERMS, rings=6, step=2.0, psi_step=12.0), 0.999)
     poses, sums = e_step(particles, search)
-    for budget in (1, 30_000):   # one particle at a time, and uneven chunks
-        monkeypatch.setattr(expectation, "SCORE_BUDGET", budget)
-        other_poses, other = e_step(particles, search)
-        for name, values in vars(poses).items():
-            np.testing.assert_allclose(getattr(other_poses, name), values, rtol=1e-5, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(other.data, sums.data, atol=1e-5 * np.abs(sums.data).max())
-        np.testing.assert_allclose(other.ctf2, sums.ctf2, rtol=1e-5, atol=1e-5 * np.abs(sums.ctf2).max())
-        np.testing.assert_allclose(other.class_weight, sums.class_weight, atol=1e-4)
+    for name, size in sizes.items():
+        monkeypatch.setattr(expectation, name, size)
+    other_poses, other = e_step(particles, search)
+    for name, values in vars(poses).items():
+        np.testing.assert_allclose(getattr(other_poses, name), values, rtol=1e-5, atol=1e-4, err_msg=name)
+    for name in ("data", "ctf2", "class_weight"):
+        expected = getattr(sums, name)
+        np.testing.assert_allclose(getattr(other, name), expected, atol=1e-5 * np.abs(expected).max(), err_msg=name)
 
 
 def test_two_blocks_sum_to_what_they_would_be_as_one_and_a_workspace_keeps_nothing():
