@@ -40,9 +40,9 @@ def check_guards(whole):
     np.testing.assert_array_equal(whole[[0, -1]], GUARD)
 
 
-def compiled_and_plain(kernel):
-    """The machine code, and the Python it was made from, whose indices NumPy checks."""
-    return kernel, kernel.py_func
+def plain_and_compiled(kernel):
+    """The Python a kernel is made from, whose indices NumPy checks, and then the machine code."""
+    return kernel.py_func, kernel
 
 
 def gather_input(case, n=5):
@@ -60,7 +60,7 @@ def test_gather_by_harmonic_equals_its_twin(case):
     wide, narrow, table, rows, weight, scale = gather_input(case)
     expected = np.zeros(len(rows) * narrow.size, dtype=np.complex64)
     reference_gather_by_harmonic(table, rows, wide.offset, narrow.first_ring, weight, scale, narrow.offset, expected)
-    for kernel in compiled_and_plain(gather_by_harmonic):
+    for kernel in plain_and_compiled(gather_by_harmonic):
         out, whole = guarded(len(rows), narrow.size)
         kernel(table, rows, wide.offset, narrow.first_ring, weight, scale, narrow.offset, out.reshape(-1))
         np.testing.assert_allclose(out.reshape(-1), expected, rtol=1e-6)
@@ -71,7 +71,7 @@ def test_gather_by_harmonic_equals_its_twin(case):
 def test_gather_by_row_is_the_cropped_row_times_ring_weight_and_scale(case):
     wide, narrow, table, rows, weight, scale = gather_input(case)
     expected = wide.crop(table[rows], narrow) * weight[narrow.ring_of] * scale[:, None]
-    for kernel in compiled_and_plain(gather_by_row):
+    for kernel in plain_and_compiled(gather_by_row):
         out, whole = guarded(len(rows), narrow.size)
         kernel(table, rows, wide.offset, narrow.first_ring, weight, scale, narrow.offset, out)
         np.testing.assert_allclose(out, expected, rtol=1e-6)
@@ -129,7 +129,7 @@ def test_pack_lines_equals_its_twin(n_harmonics, width, first, count, n_shifts, 
     ctf_term = noise(random, (first + count) // n_shifts + 1, terms)
     expected = np.zeros((count, width), dtype=np.complex64)
     reference_pack_lines(product, first, count, n_shifts, log_prior, ctf_term, expected)
-    for kernel in compiled_and_plain(pack_lines):
+    for kernel in plain_and_compiled(pack_lines):
         out, whole = guarded(count, width)
         kernel(product, first, count, n_shifts, log_prior, ctf_term, out)
         np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
@@ -152,11 +152,12 @@ def test_pack_lines_adds_the_prior_to_every_angle_and_the_ctf_term_to_even_harmo
 
 def test_pack_lines_drops_the_ctf_terms_that_the_angles_do_not_resolve():
     """Twelve angles resolve harmonics below 6: those beyond would fall onto others, or outside the array."""
-    out, whole = guarded(2, 7)
     ctf_term = np.arange(1, 19, dtype=np.complex64).reshape(2, 9)
-    pack_lines(np.zeros((1, 2), np.complex64), 0, 2, 1, np.zeros(1, np.float32), ctf_term, out)
-    np.testing.assert_array_equal(out, [[1, 0, 2, 0, 3, 0, 0], [10, 0, 11, 0, 12, 0, 0]])
-    check_guards(whole)
+    for kernel in plain_and_compiled(pack_lines):
+        out, whole = guarded(2, 7)
+        kernel(np.zeros((1, 2), np.complex64), 0, 2, 1, np.zeros(1, np.float32), ctf_term, out)
+        np.testing.assert_array_equal(out, [[1, 0, 2, 0, 3, 0, 0], [10, 0, 11, 0, 12, 0, 0]])
+        check_guards(whole)
 
 
 @pytest.mark.parametrize("case", GRIDS)
@@ -170,7 +171,7 @@ def test_accumulate_lines_equals_its_twin(case):
     start = noise(random, 3, grid.size)
     expected = start.copy()
     reference_accumulate_lines(harmonics, count, line_image, line_target, grid.offset, images, expected)
-    for kernel in compiled_and_plain(accumulate_lines):
+    for kernel in plain_and_compiled(accumulate_lines):
         out, whole = guarded(3, grid.size)
         out[:] = start
         kernel(harmonics, count, line_image, line_target, grid.offset, images, out)
