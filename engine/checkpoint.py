@@ -1,50 +1,94 @@
-"""The state of a run between two iterations, in one HDF5 file that is complete or not there."""
+"""The state of a run between two iterations, in one HDF5 file that is complete or not there.
+
+The file is made in memory and written with one plain write: when a disk fills up under HDF5 itself, its library prints
+pages of errors and crashes at the end of the program. It also crashes on damaged files, so the first 512 bytes, which
+HDF5 leaves to its users, hold a digest of the rest that is looked at before.
+"""
 import hashlib
+import io
+import json
 
 import h5py
 import numpy as np
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
+from vitrea.engine.options import options_of
 
 FORMAT = 1
+USER_BLOCK = 512   # bytes, the smallest that HDF5 has
 NAME = "checkpoint.h5"
+ELSEWHERE = ("input", "output")   # keys that may change when a run folder or a project is moved
 
 PARTICLE = np.dtype([("row", "i8"), ("class_number", "i4"), ("psi", "f8"), ("shift", "f8", (2,)), ("pmax", "f8"),
                      ("n_significant", "f8"), ("log_likelihood", "f8"), ("scale", "f4")])
 
 
 def fingerprint(table, options):
-    """A digest of what must not change between a run and its continuation: the particles and the keys that matter."""
+    """What must not change between a run and its continuation, as a JSON text: the keys that matter, a digest of the
+    particles."""
     digest = hashlib.sha256()
     for array in (table.stack_index, table.section, table.optics_index, table.defocus_u, table.defocus_v,
-                  table.defocus_angle, table.phase_shift, table.origin):
+                  table.defocus_angle, table.phase_shift, table.bfactor, table.origin):
         digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    digest.update(repr(table.optics).encode())
+    keys = {name: value for name, value in options.as_dict().items()
+            if not options_of(type(options))[name].resumable and name not in ELSEWHERE}
+    return json.dumps(keys | {"the particles": f"{len(table)} with digest {digest.hexdigest()[:8]}"})
 
 
 def write_checkpoint(path, arrays, attributes):
-    """Write named arrays and attributes (numbers, texts) to `path`, beside and renamed. JobError if it cannot be written."""
-    with written_beside(path) as beside, h5py.File(beside, "w") as file:
+    """Write named arrays and attributes (numbers, texts) to `path`, beside and renamed. JobError if it cannot be
+    written."""
+    content = io.BytesIO()
+    with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
         file.attrs["format"] = FORMAT
         for name, value in attributes.items():
             file.attrs[name] = value
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
+    content.getbuffer()[:USER_BLOCK] = _seal(content.getbuffer())
+    with written_beside(path) as beside:
+        beside.write_bytes(content.getbuffer())
 
 
 def read_checkpoint(path, expected):
     """(arrays, attributes) of a checkpoint; JobError unless its attributes agree with `expected`."""
-    try:
-        with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-            arrays = {name: dataset[()] for name, dataset in file.items()}
-    except OSError as error:
-        raise JobError(f"{path}: cannot be read as a checkpoint ({error}); expected the HDF5 file that vitrea wrote; "
-                       "start the run again with another output") from error
+    with h5py.File(_whole(path)) as file:
+        attributes = dict(file.attrs)
+        arrays = {name: dataset[()] for name, dataset in file.items()}
     for name, value in {"format": FORMAT, **expected}.items():
         found = attributes.get(name)
         if found != value:
-            raise JobError(f"{path}: {name} is {found}, but this job has {value}; expected the job and particles of the "
-                           "run; restore them, or start a new run with another output")
+            _refuse(path, name, found, value)
     return arrays, attributes
+
+
+def _seal(content):
+    """The user block: a line of text with the digest of what comes after it."""
+    digest = hashlib.sha256(content[USER_BLOCK:]).hexdigest()
+    return f"vitrea checkpoint sha256 {digest}\n".encode().ljust(USER_BLOCK, b"\0")
+
+
+def _whole(path):
+    """The file's content; JobError if it cannot be read or is not as it was written."""
+    try:
+        content = memoryview(path.read_bytes())
+        found = None if content[:USER_BLOCK] == _seal(content) else "it is damaged, or was written by another program"
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found:
+        raise JobError(f"{path}: cannot be read as a checkpoint ({found}); expected the file that vitrea wrote; "
+                       "bring back a copy, or start the run again with another output")
+    return io.BytesIO(content)
+
+
+def _refuse(path, name, found, value):
+    if name == "fingerprint" and found is not None:
+        found, value = json.loads(found), json.loads(value)
+        name = next(key for key in value if found.get(key) != value[key])
+        found, value = found.get(name), value[name]
+    raise JobError(
+        f"{path}: {name} was {found} in the run, but is {value} now; expected the job and particles of the run; "
+        "restore them, or start a new run with another output"
+    )
