@@ -373,18 +373,24 @@ def test_keeping_nearly_everything_skips_classes_and_changes_next_to_nothing(box
     assert np.linalg.norm(sums.data - exact.data) < 0.01 * np.linalg.norm(exact.data)
 
 
-def test_coarse_evidence_is_the_log_sum_over_the_coarse_poses():
-    particles, search = crowd(26, n=5), two_levels(26, 0.999)
+@pytest.mark.parametrize("prior", [PRIOR, np.array([0.6, 0.0, 0.4])], ids=["three classes", "one forbidden"])
+@pytest.mark.parametrize(("noise_sd", "n_terms"), [(0.12, 1), (0.01, TERMS), (0.12, 20)])
+def test_coarse_evidence_is_the_log_sum_over_the_coarse_poses(noise_sd, n_terms, prior):
+    """Faint and bright particles, and more CTF terms than the coarse angles resolve."""
+    images, optics = noisy_images(26, 5, noise_sd, ASTIGMATIC)
+    particles, coarse = particles_of(images, optics, noise_sd, n_terms), {"rings": 3, "step": 2.0, "psi_step": 30.0}
+    search = Search(templates_of(26, n_terms), templates_of(26, n_terms, prior=prior, **coarse), 0.999)
     expected = logsumexp(scores_of(particles, search.coarse), axis=(2, 3))
-    np.testing.assert_allclose(coarse_evidence(particles, search, Workspace(search)), expected, atol=1e-3)
+    np.testing.assert_allclose(coarse_evidence(particles, search, Workspace(search)), expected, rtol=1e-6, atol=1e-4)
 
 
 # ---- the same results however the work is cut
 
 @pytest.mark.parametrize("sizes", [
     {"SCORE_BUDGET": 1}, {"SCORE_BUDGET": 30_000}, {"LINES": 7}, {"PRODUCT_LINES": 1},
-    {"LINES": 500, "PRODUCT_LINES": 121},
-], ids=["one particle a chunk", "uneven chunks", "few lines", "few images a product", "more lines than a product"])
+    {"LINES": 500, "PRODUCT_LINES": 121}, {"MARGINAL_BATCH": 7},
+], ids=["one particle a chunk", "uneven chunks", "few lines", "few images a product", "more lines than a product",
+        "few particles a coarse batch"])
 def test_results_do_not_depend_on_how_a_block_is_cut(monkeypatch, sizes):
     images, optics = noisy_images(27, 24, 0.12, ASTIGMATIC, seed=9)
     particles = particles_of(images, optics, 0.12, TERMS)
