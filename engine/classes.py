@@ -12,7 +12,10 @@ from vitrea.kernels.polar import PolarSynthesis, rings_to_table, table_to_rings
 
 SEED_PARTICLES = 10        # a class starts as the average of this many un-aligned particles
 FIRST_DETAIL = 0.25        # of the particle's diameter: the resolution of the first references
-EARLY_SUPPORT, LATE_SUPPORT = 0.5, 0.2   # of an even share: a class below it is re-seeded (while resolution grows; later)
+EARLY_SUPPORT, LATE_SUPPORT = (
+    0.5,
+    0.2,
+)  # of an even share: a class below it is re-seeded (while resolution grows; later)
 WORTH_SPLITTING = 1.5      # even shares: only a class above it is split
 LEAST_MEMBERS = 20         # of a class that is split
 CENTRE_AT = 0.3            # px: smaller displacements are left alone
@@ -64,7 +67,8 @@ def _usable_rows(run):
 
 
 def _summed(run, members, grid, coefficients):
-    """Sums over the particles of each list of rows: (complex128[n, size] of `coefficients(local)`, float64[n, R'] of C²). Collective.
+    """Sums over the particles of each list of rows: (complex128[n, size] of `coefficients(local)`, float64[n, R'] of
+    C²). Collective.
 
     Every term is rounded to its quantum, so the sums do not depend on where the particles lie.
     """
@@ -80,7 +84,9 @@ def _summed(run, members, grid, coefficients):
         for first in range(0, len(local), BATCH):
             part = local[first:first + BATCH]
             terms = coefficients(part)
-            data[k] += to_quanta(terms.real, data_quanta).sum(axis=0) + 1j * to_quanta(terms.imag, data_quanta).sum(axis=0)
+            data[k] += to_quanta(terms.real, data_quanta).sum(axis=0) + 1j * to_quanta(terms.imag, data_quanta).sum(
+                axis=0
+            )
             weight[k] += to_quanta(shard.ctf2[part, 0, :grid.n_rings].real, weight_quanta).sum(axis=0)
     return sum_over_ranks(data, comm=run.comm), sum_over_ranks(weight, comm=run.comm)
 
@@ -100,10 +106,12 @@ def resolved(model):
 
 
 def reseed(run, model, totals, support, iteration):
-    """Give classes that lost their support half of the members of the largest: (Model, {new class: old class}). Collective.
+    """Give classes that lost their support half of the members of the largest: (Model, {new class: old class}).
+    Collective.
 
-    A class with less than `support` even shares of the weight is replaced by the average, at their best poses, of a random half of the
-    particles of a class that holds more than WORTH_SPLITTING shares; EM then finds out whether the two differ.
+    A class with less than `support` even shares of the weight is replaced by the average, at their best poses, of a
+    random half of the particles of a class that holds more than WORTH_SPLITTING shares; EM then finds out whether the
+    two differ.
     """
     share = totals.class_weight / totals.class_weight.sum() * model.n_classes
     counts = sizes(run)
@@ -190,10 +198,13 @@ def centre(run, model):
 
 
 def displacements(run, model):
-    """float64[K, 2] (y, x) [px]: centre of mass of what is bright in each class average, within half the shift range."""
+    """float64[K, 2] (y, x) [px]: centre of mass of what is bright in each class average, within half the shift
+    range."""
     grid = run.geometry.grid.with_rings(model.rings)
     images = PolarSynthesis(grid).images(run.geometry.grid.crop(model.references, grid))
-    images = np.maximum(images, 0.0) * disc_image(run.geometry.box_size, run.geometry.particle_radius, run.geometry.mask_edge)
+    images = np.maximum(images, 0.0) * disc_image(
+        run.geometry.box_size, run.geometry.particle_radius, run.geometry.mask_edge
+    )
     axis = np.arange(run.geometry.box_size) - run.geometry.box_size // 2
     mass = np.maximum(images.sum(axis=(1, 2), dtype=np.float64), 1e-30)
     centre_y = (images.sum(axis=2, dtype=np.float64) @ axis) / mass

@@ -1,7 +1,7 @@
 """`classify2d`: regularised maximum-likelihood alignment and classification of particles in the plane.
 
-The run reads from the top: load the particles, start the classes, iterate, write. Every decision is taken from sums that are the same on
-all ranks, and the state between two iterations is all that a checkpoint has to hold.
+The run reads from the top: load the particles, start the classes, iterate, write. Every decision is taken from sums
+that are the same on all ranks, and the state between two iterations is all that a checkpoint has to hold.
 """
 import resource
 import time
@@ -38,9 +38,9 @@ BATCH_A_CLASS, LEAST_BATCH = 50, 2000
 class State:
     """Everything an iteration depends on, besides the particles' own entries in Pass.
 
-    iteration counts both stages; in_stage the iterations of the present one; quiet those without news: no re-seeding, no
-    gain in resolution, and class changes below the limit or no longer falling (classes that share a view swap particles for
-    ever). running, effective: averaged sums of online EM and how many particles they are worth.
+    iteration counts both stages; in_stage the iterations of the present one; quiet those without news: no re-seeding,
+    no gain in resolution, and class changes below the limit or no longer falling (classes that share a view swap
+    particles for ever). running, effective: averaged sums of online EM and how many particles they are worth.
     """
 
     model: Model
@@ -113,10 +113,25 @@ def _announce(options, table, planned, log, comm):
     import platform
 
     nodes = node_count(comm)
-    log.tell("start", job="classify2d", output=str(options.output), input=str(options.input), host=platform.node(),
-             version=importlib.metadata.version("vitrea"), mpi=library_name(), ranks=comm.size, nodes=nodes, threads=options.threads,
-             particles=len(table), n_classes=options.n_classes, box_size=planned.box_size, pixel_size=planned.pixel_size,
-             voltage=table.optics[0].voltage, memory_per_rank=planned.memory_per_rank_bytes, options=options.as_dict())
+    log.tell(
+        "start",
+        job="classify2d",
+        output=str(options.output),
+        input=str(options.input),
+        host=platform.node(),
+        version=importlib.metadata.version("vitrea"),
+        mpi=library_name(),
+        ranks=comm.size,
+        nodes=nodes,
+        threads=options.threads,
+        particles=len(table),
+        n_classes=options.n_classes,
+        box_size=planned.box_size,
+        pixel_size=planned.pixel_size,
+        voltage=table.optics[0].voltage,
+        memory_per_rank=planned.memory_per_rank_bytes,
+        options=options.as_dict(),
+    )
 
 
 def start(run):
@@ -162,7 +177,8 @@ def finished(options, state):
 
 
 def settled(state):
-    """Whether enough iterations brought no news. A mini-batch sees few particles, so it takes as many as cover them all once."""
+    """Whether enough iterations brought no news. A mini-batch sees few particles, so it takes as many as cover them
+    all once."""
     return state.quiet >= max(QUIET_ITERATIONS, state.batches_for_all)
 
 
@@ -297,7 +313,8 @@ def _report(run, state, report, seconds):
 
 
 def _seconds_left(options, before, seconds, share):
-    """[s] to the last iteration there may be, at the pace of this one; a full pass after mini-batches takes `share` times as long."""
+    """[s] to the last iteration there may be, at the pace of this one; a full pass after mini-batches takes `share`
+    times as long."""
     left = max(_planned(options, before) - before.in_stage - 1, 0)
     return seconds * (left if before.stage == "full" else left + share * options.max_iterations)
 
@@ -322,8 +339,19 @@ def _save(run, state):
         arrays[name] = getattr(model, name)
     if state.running is not None:
         arrays["running"] = state.running.pack()
-    attributes = {name: getattr(state, name) for name in ("stage", "iteration", "in_stage", "quiet", "least_changed", "batches_for_all", "marching",
-                                                      "effective")}
+    attributes = {
+        name: getattr(state, name)
+        for name in (
+            "stage",
+            "iteration",
+            "in_stage",
+            "quiet",
+            "least_changed",
+            "batches_for_all",
+            "marching",
+            "effective",
+        )
+    }
     attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
                    "fingerprint": fingerprint(run.table, run.options), "n_classes": model.n_classes}
     write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes)
@@ -339,9 +367,21 @@ def _restore(run):
     running = None
     if "running" in arrays:
         grid = run.geometry.grid.with_rings(model.rings_before)
-        empty = Totals.zeros(model.n_classes, len(model.sigma2), run.geometry.ctf_terms, grid, run.geometry.grid.n_rings)
+        empty = Totals.zeros(
+            model.n_classes, len(model.sigma2), run.geometry.ctf_terms, grid, run.geometry.grid.n_rings
+        )
         running = empty.unpack(arrays["running"])
-    state = State(model, str(kept["stage"]), int(kept["iteration"]), int(kept["in_stage"]), int(kept["quiet"]),
-                  float(kept["least_changed"]), int(kept["batches_for_all"]), bool(kept["marching"]), running, float(kept["effective"]))
+    state = State(
+        model,
+        str(kept["stage"]),
+        int(kept["iteration"]),
+        int(kept["in_stage"]),
+        int(kept["quiet"]),
+        float(kept["least_changed"]),
+        int(kept["batches_for_all"]),
+        bool(kept["marching"]),
+        running,
+        float(kept["effective"]),
+    )
     run.log.tell("resumed", **_reached(run.options, state))
     return state

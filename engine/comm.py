@@ -1,4 +1,5 @@
-"""MPI: the communicator, whether the launcher meant it, and how ranks agree to stop. The only module that imports mpi4py."""
+"""MPI: the communicator, whether the launcher meant it, and how ranks agree to stop. The only module that imports
+mpi4py."""
 import os
 import signal
 
@@ -17,20 +18,26 @@ def world():
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise JobError(f"MPI: no usable MPI library was found ({str(error).splitlines()[0]}); expected the site's MPI on the "
-                       "library path or an MPI wheel; load the site's module, or 'pip install \"vitrea[mpi]\"'") from error
+        raise JobError(
+            f"MPI: no usable MPI library was found ({str(error).splitlines()[0]}); expected the site's MPI on the "
+            "library path or an MPI wheel; load the site's module, or 'pip install \"vitrea[mpi]\"'"
+        ) from error
     check_launcher(MPI.COMM_WORLD.Get_size(), os.environ, MPI.Get_library_version().split("\n")[0])
     return MPI.COMM_WORLD.Dup()
 
 
 def check_launcher(size, environment, library):
-    """Refuse N singletons: a launcher of one MPI with the library of another starts N copies that each do the whole job."""
+    """Refuse N singletons: a launcher of one MPI with the library of another starts N copies that each do the whole
+    job."""
     for name in SIZE_VARIABLES:
         text = environment.get(name, "")
         if text.isdigit() and int(text) > 1 and size == 1:
-            raise JobError(f"MPI: the launcher started {text} ranks ({name}), but each of them sees only itself through {library[:60].strip()}; "
-                           "expected the launcher and the library of one MPI; use the mpiexec (or srun --mpi=…) of the MPI "
-                           "that mpi4py loads, or load the module of the one you launched with")
+            raise JobError(
+                f"MPI: the launcher started {text} ranks ({name}), but each of them sees only itself through "
+                f"{library[:60].strip()}; "
+                "expected the launcher and the library of one MPI; use the mpiexec (or srun --mpi=…) of the MPI "
+                "that mpi4py loads, or load the module of the one you launched with"
+            )
 
 
 def library_name():
@@ -81,7 +88,8 @@ def gather_rows(records, *, comm):
 class StopRequest:
     """SIGTERM and SIGUSR1 ask a run to leave at the next block; a rank that was asked tells the others.
 
-    Use as a context manager; earlier handlers come back at its end. `asked()` is called between blocks, by the main thread.
+    Use as a context manager; earlier handlers come back at its end. `asked()` is called between blocks, by the main
+    thread.
     """
 
     def __init__(self, *, comm):

@@ -16,8 +16,8 @@ PROGRESS_SECONDS = 2.0
 class Pass:
     """Runs E steps over the blocks of a shard and keeps what is known of each of its particles.
 
-    poses (Poses) and scale float32[n] (brightness factors, mean 1 over all particles) are those of the last pass that saw a particle;
-    seconds: time spent by phase.
+    poses (Poses) and scale float32[n] (brightness factors, mean 1 over all particles) are those of the last pass that
+    saw a particle; seconds: time spent by phase.
     """
 
     def __init__(self, shard, geometry, options, peak, n_particles, *, comm):
@@ -98,7 +98,8 @@ class Pass:
                                      changed, self.scale[local].sum(dtype=np.float64), len(local))
 
     def _finish_likelihood(self, poses, power, weight):
-        """Turn log Σ exp(score) into log p(X_i): the terms no pose changes, over the degrees of freedom inside the mask."""
+        """Turn log Σ exp(score) into log p(X_i): the terms no pose changes, over the degrees of freedom inside the
+        mask."""
         pixels, fraction = self.geometry.grid.pixels_on_ring, self.geometry.mask_fraction
         log_noise = 0.5 * fraction * np.sum(pixels * np.log(np.pi * pixels / weight))
         poses.log_likelihood *= self._search.temperature

@@ -1,8 +1,9 @@
-"""The E step: posterior probabilities of (class, angle, shift) for each particle of a block, and the sums the M step needs.
+"""The E step: posterior probabilities of (class, angle, shift) for each particle of a block, and the sums the M step
+needs.
 
-A block is a fixed part of the data, so the arithmetic inside a block, and hence every bit of its sums, does not depend on
-the number of ranks or threads. One routine scores a class at a level of fineness; the coarse level decides which classes
-are looked at again at the fine one.
+A block is a fixed part of the data, so the arithmetic inside a block, and hence every bit of its sums, does not
+depend on the number of ranks or threads. One routine scores a class at a level of fineness; the coarse level decides
+which classes are looked at again at the fine one.
 """
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,7 +48,8 @@ SCORE_BUDGET = 2**25  # float32 scores kept between scoring and weighing, a thre
 class Templates:
     """References of one iteration at one level.
 
-    conjugated complex64[K, size, T]; power complex64[J, R, K]: harmonics 0, 2, … of |A|²; log_prior float32[K, T]: of class and shift.
+    conjugated complex64[K, size, T]; power complex64[J, R, K]: harmonics 0, 2, … of |A|²; log_prior float32[K, T]: of
+    class and shift.
     """
 
     level: Level
@@ -77,7 +79,8 @@ def make_templates(level, references, class_prior, sigma_offset, n_terms):
 
 @dataclass(frozen=True)
 class Search:
-    """What all particles of an iteration share: fine templates, coarse ones (or None for a single level), temperature."""
+    """What all particles of an iteration share: fine templates, coarse ones (or None for a single level),
+    temperature."""
 
     fine: Templates
     coarse: Templates | None
@@ -89,9 +92,9 @@ class Search:
 class Poses:
     """The best pose of each of n particles; arrays by particle.
 
-    class_number int32, 0-based, −1 for none; psi float64 [radians]: angle of the image against its class; shift float64[n, 2] (y, x)
-    [px], in the frame of the class; pmax, n_significant, log_likelihood float64 (log Σ exp score); expected_score
-    float64: posterior mean of the score without its priors.
+    class_number int32, 0-based, −1 for none; psi float64 [radians]: angle of the image against its class; shift
+    float64[n, 2] (y, x) [px], in the frame of the class; pmax, n_significant, log_likelihood float64 (log Σ exp
+    score); expected_score float64: posterior mean of the score without its priors.
     """
 
     class_number: np.ndarray
@@ -390,8 +393,16 @@ def _weigh(chunk, search, work, scores, lines, log_total, poses, gathered):
     grid, n_shifts = level.grid, level.n_shifts
     positions = np.arange(chunk.where.start, chunk.where.stop)
     images = np.empty((len(positions), grid.size), dtype=np.complex64)
-    gather_by_row(particles.table, particles.rows[positions], particles.wide.offset, grid.first_ring,
-                  particles.ring_weight[:grid.n_rings].astype(np.float32), particles.scale[positions], grid.offset, images)
+    gather_by_row(
+        particles.table,
+        particles.rows[positions],
+        particles.wide.offset,
+        grid.first_ring,
+        particles.ring_weight[: grid.n_rings].astype(np.float32),
+        particles.scale[positions],
+        grid.offset,
+        images,
+    )
     pair, shift = np.divmod(lines, n_shifts)
     row, target = chunk.pair_row[pair], chunk.pair_class[pair] * n_shifts + shift
     work.touched[target] = True

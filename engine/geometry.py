@@ -1,7 +1,8 @@
 """From a particle table and the job's options to the common polar grid: rings, masks, and what each optics group needs.
 
-Optics groups may differ in box and pixel size. All are sampled on the rings of the largest group's box, so that a ring means one spatial
-frequency; amplitudes are scaled so that one specimen density gives one transform, whatever the pixel.
+Optics groups may differ in box and pixel size. All are sampled on the rings of the largest group's box, so that a
+ring means one spatial frequency; amplitudes are scaled so that one specimen density gives one transform, whatever the
+pixel.
 """
 from dataclasses import dataclass
 
@@ -62,21 +63,35 @@ def make_geometry(table, options):
     nyquist = min((group.box_size * box * pixel) / (group.box_size * group.pixel_size) for group in table.optics) / 2
     rings = min(int(np.floor(nyquist)) - NYQUIST_MARGIN, int(np.ceil(box * pixel / finest)))
     if rings < SMALLEST_GRID:
-        raise JobError(f"{table.path}: {rings} Fourier rings between the box of {box} px and {2 * box * pixel / (2 * max(rings, 1)):.1f} Å; "
-                       f"expected at least {SMALLEST_GRID}; use larger boxes or a finer max_resolution")
+        raise JobError(
+            f"{table.path}: {rings} Fourier rings between the box of {box} px and "
+            f"{2 * box * pixel / (2 * max(rings, 1)):.1f} Å; "
+            f"expected at least {SMALLEST_GRID}; use larger boxes or a finer max_resolution"
+        )
     grid = PolarGrid(box, rings, image_radius + edge)
     fraction = float(np.mean(disc_image(box, image_radius, edge).astype(np.float64) ** 2))
     length = [group.box_size * group.pixel_size / (box * pixel) for group in table.optics]
     amplitude = [ratio * group.pixel_size / pixel for ratio, group in zip(length, table.optics)]
-    return Geometry(grid, pixel, radius, image_radius, edge, fraction, _ctf_terms(table, options, rings / (box * pixel)),
-                    tuple(length), tuple(amplitude))
+    return Geometry(
+        grid,
+        pixel,
+        radius,
+        image_radius,
+        edge,
+        fraction,
+        _ctf_terms(table, options, rings / (box * pixel)),
+        tuple(length),
+        tuple(amplitude),
+    )
 
 
 def _check_diameter(table, options, box, pixel):
     if options.particle_diameter >= box * pixel:
-        raise JobError(f"particle_diameter: {options.particle_diameter:g} Å, but the boxes of {table.path} are {box} px "
-                       f"of {pixel:g} Å, {box * pixel:.0f} Å wide; expected a diameter smaller than the box; correct the "
-                       "diameter or extract larger boxes")
+        raise JobError(
+            f"particle_diameter: {options.particle_diameter:g} Å, but the boxes of {table.path} are {box} px "
+            f"of {pixel:g} Å, {box * pixel:.0f} Å wide; expected a diameter smaller than the box; correct the "
+            "diameter or extract larger boxes"
+        )
 
 
 def _ctf_terms(table, options, finest):

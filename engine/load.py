@@ -1,4 +1,5 @@
-"""From the job's input to each rank's shard: the table read once, the blocks dealt, the images checked and set aside."""
+"""From the job's input to each rank's shard: the table read once, the blocks dealt, the images checked and set
+aside."""
 import time
 from dataclasses import replace
 
@@ -34,8 +35,8 @@ def read_table(options, *, comm):
 def read_shard(table, options, geometry, stop, log, *, comm):
     """(Shard, largest |coefficient| by ring over all particles), or (None, None) if asked to stop. Collective.
 
-    Images that cannot be used are set aside and listed; JobError if they are more than skip_limit, if the particles are not
-    normalised although the job expects it, or if a stack cannot be read.
+    Images that cannot be used are set aside and listed; JobError if they are more than skip_limit, if the particles
+    are not normalised although the job expects it, or if a stack cannot be read.
     """
     blocks = make_blocks(table.optics_index)
     shard = Shard.allocate(blocks[share_of(len(blocks), comm.rank, comm.size)], geometry)
@@ -51,7 +52,9 @@ def read_shard(table, options, geometry, stop, log, *, comm):
                 mistake = str(error)
             if time.perf_counter() - last > PROGRESS_SECONDS:
                 last = time.perf_counter()
-                log.record("progress", iteration=0, of=0, stage="read", fraction=(i + 1) / len(shard.blocks), phase="reading")
+                log.record(
+                    "progress", iteration=0, of=0, stage="read", fraction=(i + 1) / len(shard.blocks), phase="reading"
+                )
     _agree(mistake, comm)
     if stop.agreed():
         return None, None
@@ -75,14 +78,19 @@ def _set_aside(table, options, shard, log, comm):
         return
     rows = np.array(sorted(bad))
     row = rows[0]
-    first = (f"{table.path} row {table.row_number[row]}: {table.section[row] + 1}@{table.stack_names[table.stack_index[row]]} "
-             f"{bad[int(row)]}")
+    first = (
+        f"{table.path} row {table.row_number[row]}: "
+        f"{table.section[row] + 1}@{table.stack_names[table.stack_index[row]]} "
+        f"{bad[int(row)]}"
+    )
     if len(bad) > options.skip_limit * len(table):
         raise JobError(f"{first}, and {len(bad) - 1} more of {len(table)} images cannot be used; expected at most "
                        f"{options.skip_limit:.3g} of them (skip_limit); repair the stack or raise skip_limit")
     if comm.rank == 0:
         write_skipped_star(options.output / SKIPPED_NAME, table, rows, [bad[int(row)] for row in rows])
-    log.line(f"set aside {len(bad)} of {len(table)} images, listed in {options.output / SKIPPED_NAME}; the first: {first}")
+    log.line(
+        f"set aside {len(bad)} of {len(table)} images, listed in {options.output / SKIPPED_NAME}; the first: {first}"
+    )
 
 
 def _check_normalised(table, options, shard, comm):
@@ -97,9 +105,12 @@ def _check_normalised(table, options, shard, comm):
         return
     examples = comm.allgather((float(mean[wrong][0]), float(deviation[wrong][0])) if wrong.any() else None)
     mean, deviation = next(example for example in examples if example)
-    raise JobError(f"{table.path}: {n_wrong} of {n_usable} particles are not normalised (a background of mean {mean:.3g} and standard "
-                   f"deviation {deviation:.3g}); expected 0 and 1 outside the particle circle, as RELION's extraction does; set "
-                   "'normalise: always', or correct particle_diameter")
+    raise JobError(
+        f"{table.path}: {n_wrong} of {n_usable} particles are not normalised (a background of mean {mean:.3g} "
+        f"and standard "
+        f"deviation {deviation:.3g}); expected 0 and 1 outside the particle circle, as RELION's extraction does; set "
+        "'normalise: always', or correct particle_diameter"
+    )
 
 
 def _peak(shard, grid, comm):

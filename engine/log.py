@@ -296,8 +296,8 @@ def _append(file: IO[bytes], text: str) -> None:
 
 def _cannot_write(path: Path, error: OSError) -> JobError:
     return JobError(
-        f"{path}: cannot be written: {error.strerror}; a run folder with free space and write permission is needed; "
-        f"make room or choose another output, then 'vitrea resume {path.parent}'"
+        f"{path}: cannot be written: {error.strerror}; expected a run folder with free space and write permission; "
+        f"make room, then 'vitrea resume {path.parent}', or run again with another output"
     )
 
 

@@ -1,7 +1,8 @@
 """The model of classify2d, the sums over particles that determine it, and the M step.
 
-X_i = C_i · T_t R_ψ A_k + noise; noise of variance σ²_g(r) per real component by optics group and ring, a Gaussian prior of power τ²_k(r) on
-the references, priors on classes and shifts (regularised likelihood: Scheres 2012, J. Mol. Biol. 415, 406–418). The M step is
+X_i = C_i · T_t R_ψ A_k + noise; noise of variance σ²_g(r) per real component by optics group and ring, a Gaussian
+prior of power τ²_k(r) on the references, priors on classes and shifts (regularised likelihood: Scheres 2012, J. Mol.
+Biol. 415, 406–418). The M step is
 
     A_k = Σ w (C/σ²) R_−ψ T_−t X  ÷  [Σ w C²/σ² + 1/(T τ²_k)],
 
@@ -23,9 +24,9 @@ LARGEST_LOG_LIKELIHOOD = 50.0   # nats a pixel: bound of one particle's log-like
 
 @dataclass(frozen=True)
 class Model:
-    """Parameters. references complex64[K, size] on the full grid, zero beyond `rings`; sigma2 float64[G, R] per real component;
-    tau2 float64[K, R]; ssnr float64[K, R]; class_prior float64[K]; sigma_offset [px]; rings to use next, rings_before: those the
-    references were made with."""
+    """Parameters. references complex64[K, size] on the full grid, zero beyond `rings`; sigma2 float64[G, R] per real
+    component; tau2 float64[K, R]; ssnr float64[K, R]; class_prior float64[K]; sigma_offset [px]; rings to use next,
+    rings_before: those the references were made with."""
 
     references: np.ndarray
     sigma2: np.ndarray
@@ -49,8 +50,8 @@ class Model:
 class Totals:
     """Sums over all particles of an iteration, on a grid of the rings in use; every term a multiple of its quantum.
 
-    data complex128[K, size]; ctf2 complex128[K, J, R']; class_weight float64[K]; residual float64[G, R']: Σ −2 Re X·CA + |CA|², power
-    float64[G, R]: Σ s²|X|², count float64[G]; scalars float64 as named in SCALARS.
+    data complex128[K, size]; ctf2 complex128[K, J, R']; class_weight float64[K]; residual float64[G, R']: Σ −2 Re
+    X·CA + |CA|², power float64[G, R]: Σ s²|X|², count float64[G]; scalars float64 as named in SCALARS.
     """
 
     data: np.ndarray
@@ -70,9 +71,15 @@ class Totals:
 
     @classmethod
     def zeros(cls, n_classes, n_groups, n_terms, grid, n_rings):
-        return cls(np.zeros((n_classes, grid.size), np.complex128), np.zeros((n_classes, n_terms, grid.n_rings), np.complex128),
-                   np.zeros(n_classes), np.zeros((n_groups, grid.n_rings)), np.zeros((n_groups, n_rings)),
-                   np.zeros(n_groups), np.zeros(len(cls.SCALARS)))
+        return cls(
+            np.zeros((n_classes, grid.size), np.complex128),
+            np.zeros((n_classes, n_terms, grid.n_rings), np.complex128),
+            np.zeros(n_classes),
+            np.zeros((n_groups, grid.n_rings)),
+            np.zeros((n_groups, n_rings)),
+            np.zeros(n_groups),
+            np.zeros(len(cls.SCALARS)),
+        )
 
     def arrays(self):
         return (self.data, self.ctf2, self.class_weight, self.residual, self.power, self.count, self.scalars)
@@ -136,8 +143,8 @@ class Quanta:
 
 
 def make_quanta(n, grid, weight, peak, model, geometry, offset_range):
-    """n: particles; grid: rings in use; weight float64[R] the largest ring weight of any group; peak float64[R]: largest |coefficient|
-    of any particle on each ring."""
+    """n: particles; grid: rings in use; weight float64[R] the largest ring weight of any group; peak float64[R]:
+    largest |coefficient| of any particle on each ring."""
     rings, largest = grid.n_rings, SCALE_RANGE[1]
     per_ring = n * largest * weight[:rings] * np.maximum(peak[:rings], 1e-30)
     size = grid.n_harmonics * 2.0
@@ -179,7 +186,8 @@ class BlockStatistics:
 
 
 def block_residual(sums, templates, references, grid, weight):
-    """float64[R']: Σ_i Σ_poses w ⟨−2 Re conj(X) C A + |C A|²⟩ on each ring, from sums that carry `weight` float64[R']."""
+    """float64[R']: Σ_i Σ_poses w ⟨−2 Re conj(X) C A + |C A|²⟩ on each ring, from sums that carry `weight`
+    float64[R']."""
     cross = np.real(np.conj(references.astype(np.complex128)) * sums.data) * grid.multiplicity
     by_ring = np.zeros(grid.n_rings)
     np.add.at(by_ring, grid.ring_of, cross.sum(axis=0))
@@ -238,13 +246,15 @@ def maximise(model, totals, grid, geometry, settings):
 
 
 def _unregularised_power(totals, grid):
-    """½ ring mean of |Σ w C X / Σ w C²|²: the first τ² of rings that come into use, noise included; EM then shrinks it."""
+    """½ ring mean of |Σ w C X / Σ w C²|²: the first τ² of rings that come into use, noise included; EM then shrinks
+    it."""
     weight = totals.ctf2[:, 0].real
     return 0.5 * grid.ring_power(totals.data) / np.maximum(weight, 1e-30) ** 2
 
 
 def noise_variance(model, totals, grid, geometry):
-    """σ²_g(r) per real component: mean squared residual on rings in use, image power beyond; the mask's share taken out."""
+    """σ²_g(r) per real component: mean squared residual on rings in use, image power beyond; the mask's share taken
+    out."""
     squares = totals.power.copy()
     squares[:, :grid.n_rings] += totals.residual
     count = np.maximum(totals.count, 1.0)[:, None]

@@ -34,22 +34,39 @@ def plan(options, table, n_ranks):
     _check_sizes(options, table)
     geometry = make_geometry(table, options)
     share = -(-len(table) // n_ranks)
-    coarse = level_shape(geometry.grid.with_rings(coarse_ring_limit(geometry, options)), options, options.offset_step, 1)
+    coarse = level_shape(
+        geometry.grid.with_rings(coarse_ring_limit(geometry, options)), options, options.offset_step, 1
+    )
     fine = level_shape(geometry.grid, options, options.offset_step / 2, 2)
     memory = int(_memory(options, geometry, table, share, fine))
     if options.memory_limit and memory > options.memory_limit * 1e9:
-        raise JobError(f"memory_limit: the run needs {memory / 1e9:.1f} GB a rank, more than the limit of {options.memory_limit:g} GB; "
-                       "expected no more; use more ranks on more nodes, a coarser max_resolution, or fewer classes")
+        raise JobError(
+            f"memory_limit: the run needs {memory / 1e9:.1f} GB a rank, more than the limit of "
+            f"{options.memory_limit:g} GB; "
+            "expected no more; use more ranks on more nodes, a coarser max_resolution, or fewer classes"
+        )
     disk = options.n_classes * geometry.box_size**2 * 4 + len(table) * (STAR_BYTES_A_ROW + 100) + \
         options.n_classes * geometry.grid.size * 24
-    return RunPlan(len(table), share, memory, options.n_classes * coarse[0] * coarse[1], options.n_classes * fine[0] * fine[1],
-                   int(disk), geometry.box_size, geometry.pixel_size, geometry.grid.n_rings)
+    return RunPlan(
+        len(table),
+        share,
+        memory,
+        options.n_classes * coarse[0] * coarse[1],
+        options.n_classes * fine[0] * fine[1],
+        int(disk),
+        geometry.box_size,
+        geometry.pixel_size,
+        geometry.grid.n_rings,
+    )
 
 
 def _check_sizes(options, table):
     if options.n_classes > len(table):
-        raise JobError(f"n_classes: {options.n_classes} classes, but {table.path} holds {len(table)} particles; expected no more classes "
-                       "than particles; lower n_classes, a hundred particles a class is usual")
+        raise JobError(
+            f"n_classes: {options.n_classes} classes, but {table.path} holds {len(table)} particles; expected "
+            f"no more classes "
+            "than particles; lower n_classes, a hundred particles a class is usual"
+        )
 
 
 def _memory(options, geometry, table, share, fine):

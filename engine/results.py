@@ -1,4 +1,5 @@
-"""What a run leaves behind: the particles' poses gathered in the order of the table, and the files of the run folder."""
+"""What a run leaves behind: the particles' poses gathered in the order of the table, and the files of the run
+folder."""
 import numpy as np
 
 from vitrea.engine import classes
@@ -39,7 +40,7 @@ def write(run, state):
     particles = gather_particles(run)
     if run.comm.rank != 0:
         return
-    folder, options, model = run.options.output, run.options, state.model
+    folder, model = run.options.output, state.model
     used = particles["class_number"] >= 0
     counts = np.bincount(particles["class_number"][used], minlength=model.n_classes)
     resolution = np.array([run.geometry.resolution_of(rings) for rings in resolved_by_class(model)])
@@ -84,24 +85,39 @@ def model_results(run, model, particles, resolution):
     rings = classes.resolved(model)
     groups = np.bincount(run.table.optics_index[particles["row"]], minlength=len(run.table.optics))
     return ModelResults(
-        box_size=geometry.box_size, pixel_size=geometry.pixel_size, current_size=2 * model.rings,
+        box_size=geometry.box_size,
+        pixel_size=geometry.pixel_size,
+        current_size=2 * model.rings,
         current_resolution=min(geometry.resolution_of(rings), geometry.box_size * geometry.pixel_size),
-        tau2_fudge=run.options.tau2_fudge, sigma_offset=model.sigma_offset * geometry.pixel_size,
-        log_likelihood=float(particles["log_likelihood"].sum()), average_pmax=float(particles["pmax"].mean()),
-        average_norm=float(np.mean(1.0 / particles["scale"])), class_stack="run_classes.mrcs", class_prior=model.class_prior,
-        class_resolution=np.where(np.isfinite(resolution), resolution, 999.0), accuracy_rotation=rotation,
-        accuracy_translation=translation, ssnr=padded["ssnr"], tau2=padded["tau2"], sigma2_noise=padded["sigma2"],
-        group_names=tuple(group.name for group in run.table.optics), group_sizes=groups)
+        tau2_fudge=run.options.tau2_fudge,
+        sigma_offset=model.sigma_offset * geometry.pixel_size,
+        log_likelihood=float(particles["log_likelihood"].sum()),
+        average_pmax=float(particles["pmax"].mean()),
+        average_norm=float(np.mean(1.0 / particles["scale"])),
+        class_stack="run_classes.mrcs",
+        class_prior=model.class_prior,
+        class_resolution=np.where(np.isfinite(resolution), resolution, 999.0),
+        accuracy_rotation=rotation,
+        accuracy_translation=translation,
+        ssnr=padded["ssnr"],
+        tau2=padded["tau2"],
+        sigma2_noise=padded["sigma2"],
+        group_names=tuple(group.name for group in run.table.optics),
+        group_sizes=groups,
+    )
 
 
 def accuracy(run, model):
     """(degrees, Å) by class: the turn and the shift that make an average particle fit worse by LOG_LIKELIHOOD_LOST.
 
-    To second order the loss is ½δ² Σ w̄C² |∂A|², with ∂ = m for a turn and ∂ = q/√2 for a shift; SSNR/τ² is w̄C² per class.
+    To second order the loss is ½δ² Σ w̄C² |∂A|², with ∂ = m for a turn and ∂ = q/√2 for a shift; SSNR/τ² is w̄C² per
+    class.
     """
     grid = run.geometry.grid
     per_particle = np.maximum(model.class_prior[:, None] * run.passes.n_particles, 1.0)
-    weight = model.ssnr * grid.pixels_on_ring / (2.0 * run.options.tau2_fudge * np.maximum(model.tau2, 1e-30)) / per_particle
+    weight = (
+        model.ssnr * grid.pixels_on_ring / (2.0 * run.options.tau2_fudge * np.maximum(model.tau2, 1e-30)) / per_particle
+    )
     power = grid.multiplicity * np.abs(model.references) ** 2
     q = 2.0 * np.pi / grid.box_size * np.arange(1, grid.n_rings + 1)
     turn = np.sum(weight[:, grid.ring_of] * power * grid.harmonic_of**2, axis=1)

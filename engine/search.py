@@ -1,7 +1,8 @@
 """The set of poses that is scored: shifts on a disc, all in-plane angles, and the shifted references as templates.
 
-The shifts are applied to the references, once an iteration, instead of to the particles: {R_ψ T_s} covers the same poses as {T_t R_ψ}, with
-t = R_ψ s, and a particle's coefficients are then computed once and never touched again. The shift s is in the frame of the class.
+The shifts are applied to the references, once an iteration, instead of to the particles: {R_ψ T_s} covers the same
+poses as {T_t R_ψ}, with t = R_ψ s, and a particle's coefficients are then computed once and never touched again. The
+shift s is in the frame of the class.
 """
 from dataclasses import dataclass
 

@@ -1,7 +1,8 @@
 """A rank's particles as angular harmonics: read once, masked, transformed, multiplied by their CTF, and kept in memory.
 
-The particles are cut into blocks by optics group and row, from the data alone; ranks are dealt whole, neighbouring blocks. What
-is computed in a block is computed the same way on whichever rank it lies, which is why results do not depend on the number of ranks.
+The particles are cut into blocks by optics group and row, from the data alone; ranks are dealt whole, neighbouring
+blocks. What is computed in a block is computed the same way on whichever rank it lies, which is why results do not
+depend on the number of ranks.
 """
 from dataclasses import dataclass, field
 
@@ -50,8 +51,9 @@ def share_of(n_items, rank, size):
 class Shard:
     """The particles of a rank, in the order of its blocks.
 
-    rows int64[n]: row of the table; table complex64[n, size]: harmonics of mask·X·C; ctf2 complex64[n, J, R]; power float32[n, R]:
-    ring means of |X|²; usable bool[n]: False for images set aside, whose numbers are zero; reasons: local index → why.
+    rows int64[n]: row of the table; table complex64[n, size]: harmonics of mask·X·C; ctf2 complex64[n, J, R]; power
+    float32[n, R]: ring means of |X|²; usable bool[n]: False for images set aside, whose numbers are zero; reasons:
+    local index → why.
     """
 
     blocks: list

@@ -112,7 +112,7 @@ class StackReader:
 
     def _failure(self, row, found):
         return JobError(f"{self._table.path} row {self._table.row_number[row]}: {found}; expected the stack as it was "
-                        "when the run started; restore it, then go on with `vitrea resume`")
+                        "when the run started; restore it, then run or resume again")
 
     def _file(self, stack):
         if stack not in self._open:

@@ -15,7 +15,8 @@ def electron_wavelength(voltage):
 
 def ctf(frequency, angle, *, defocus_u, defocus_v, defocus_angle, voltage, cs, amplitude_contrast,
         phase_shift=0.0, bfactor=0.0, intact_first_peak=False):
-    """Contrast transfer C(s, θ) at `frequency` s [1/Å] and `angle` θ [radians from x towards y]; all arguments broadcast.
+    """Contrast transfer C(s, θ) at `frequency` s [1/Å] and `angle` θ [radians from x towards y]; all arguments
+    broadcast.
 
     defocus_u, defocus_v [Å, underfocus positive], defocus_angle [degrees], voltage [kV], cs [mm],
     amplitude_contrast [1], phase_shift [degrees], bfactor [Å²]. Returns float64.

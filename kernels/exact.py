@@ -1,8 +1,9 @@
 """Sums that do not depend on their order.
 
-Floating-point addition is not associative, so a sum over ranks would change in its last bits with the number of ranks. If every
-term is first rounded to a multiple of one power of two (the quantum), chosen so that no partial sum exceeds 2^53 quanta,
-each addition is exact in float64, and any order, any tree and any number of ranks give the same bits.
+Floating-point addition is not associative, so a sum over ranks would change in its last bits with the number of
+ranks. If every term is first rounded to a multiple of one power of two (the quantum), chosen so that no partial sum
+exceeds 2^53 quanta, each addition is exact in float64, and any order, any tree and any number of ranks give the same
+bits.
 """
 import numpy as np
 

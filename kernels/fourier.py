@@ -1,8 +1,8 @@
 """Fourier plans: made once, owned by an object, executed on the arrays they own.
 
-The only module that imports pyfftw and finufft. Every plan is single-threaded and may be used by one thread at a time; threads own
-plans of their own. Planning is FFTW_ESTIMATE, because a plan chosen by the clock would make the last bits depend on the
-machine's mood.
+The only module that imports pyfftw and finufft. Every plan is single-threaded and may be used by one thread at a
+time; threads own plans of their own. Planning is FFTW_ESTIMATE, because a plan chosen by the clock would make the
+last bits depend on the machine's mood.
 """
 import finufft
 import numpy as np

@@ -1,6 +1,7 @@
 """Scores of all rotations and shifts as matrix products over rings and short Fourier transforms over angles.
 
-A rotation by ψ multiplies a(r, m) by e^{−imψ}. With images y = harmonics of C·X and templates a_t = harmonics of the shifted reference,
+A rotation by ψ multiplies a(r, m) by e^{−imψ}. With images y = harmonics of C·X and templates a_t = harmonics of the
+shifted reference,
     score(ψ, t) = Σ_m e^{imψ} z_t(m),   z_t(m) = Σ_r w_r y(r, m) conj a_t(r, m),
 the bracket being, for each m, a product (images × rings)·(rings × shifts), and the sum over m an inverse FFT
 (Rangan et al. 2020; design: docs/theory.md).
@@ -13,9 +14,9 @@ import numpy as np
 def gather_by_harmonic(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
     """Collect `rows` of a coefficient table, weighted by ring and particle, as one matrix (rows × rings) per harmonic.
 
-    table complex64[N, size] on a wide grid (offset, first_ring); rows int64[n]; ring_weight float32[R] of the narrow grid;
-    scale float32[n]; out_offset int64[M+1] of the narrow grid; out complex64[≥ n·size'] receives, from n·out_offset[m] on,
-    the matrix of harmonic m, row after row.
+    table complex64[N, size] on a wide grid (offset, first_ring); rows int64[n]; ring_weight float32[R] of the narrow
+    grid; scale float32[n]; out_offset int64[M+1] of the narrow grid; out complex64[≥ n·size'] receives, from
+    n·out_offset[m] on, the matrix of harmonic m, row after row.
     """
     n = rows.size
     for m in range(out_offset.size - 1):
@@ -50,8 +51,8 @@ def gather_by_row(table, rows, offset, first_ring, ring_weight, scale, out_offse
 def harmonic_product(images, n, start, stop, templates, n_shifts, offset, out):
     """z(m; i, t) for images `start…stop` of `n`: one BLAS product a harmonic.
 
-    images complex64[n·size] as written by `gather_by_harmonic`; templates complex64[size·T], conjugated, per harmonic a matrix
-    (rings × shifts); out complex64[M, ≥ (stop − start)·T].
+    images complex64[n·size] as written by `gather_by_harmonic`; templates complex64[size·T], conjugated, per harmonic
+    a matrix (rings × shifts); out complex64[M, ≥ (stop − start)·T].
     """
     count = stop - start
     for m in range(offset.size - 1):
@@ -74,9 +75,9 @@ def reference_harmonic_product(images, n, start, stop, templates, n_shifts, offs
 def pack_lines(product, first, count, n_shifts, log_prior, ctf_term, out):
     """Lay lines `first…first+count` of a product side by side for the transform over angles, priors and CTF term added.
 
-    product complex64[M, lines], a line being (image, shift); log_prior float32[T], added to m = 0; ctf_term complex64[images, J],
-    the harmonics 0, 2, 4, … of −½ Σ_r w_r C²|A|², which no shift changes; out complex64[≥ count, n/2+1]. Terms that n angles do not
-    resolve, 2j ≥ n/2, are dropped.
+    product complex64[M, lines], a line being (image, shift); log_prior float32[T], added to m = 0; ctf_term
+    complex64[images, J], the harmonics 0, 2, 4, … of −½ Σ_r w_r C²|A|², which no shift changes; out complex64[≥
+    count, n/2+1]. Terms that n angles do not resolve, 2j ≥ n/2, are dropped.
     """
     n_harmonics, terms, block = product.shape[0], min(ctf_term.shape[1], out.shape[1] // 2), 8
     for begin in range(0, count, block):  # a small transpose, block by block

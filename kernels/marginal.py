@@ -1,8 +1,9 @@
 """Log-sum-exp over all poses of a class, for many particles at once, when nothing else is asked of the scores.
 
-With few rings a line of angles is short, and then a product with the matrix of the discrete Fourier transform beats an FFT: everything
-is a real matrix product whose columns are particles, no data is moved in between, and the reduction runs along vectors of
-particles. Angles ψ and ψ + π share the even harmonics and differ in the sign of the odd ones, which halves the work:
+With few rings a line of angles is short, and then a product with the matrix of the discrete Fourier transform beats
+an FFT: everything is a real matrix product whose columns are particles, no data is moved in between, and the
+reduction runs along vectors of particles. Angles ψ and ψ + π share the even harmonics and differ in the sign of the
+odd ones, which halves the work:
     score(ψ) = E(ψ) + O(ψ),   score(ψ + π) = E(ψ) − O(ψ).
 Harmonics are therefore ordered with the even m first.
 """
@@ -19,7 +20,8 @@ def harmonic_order(n_rows):
 
 
 def angle_matrices(n_angles, n_rows):
-    """(float32[n/2, 2·even], float32[n/2, 2·odd]): from (Re, Im) of harmonics m < n_rows to E and O at ψ_j = 2πj/n, j < n/2."""
+    """(float32[n/2, 2·even], float32[n/2, 2·odd]): from (Re, Im) of harmonics m < n_rows to E and O at ψ_j = 2πj/n, j
+    < n/2."""
     psi = 2.0 * np.pi * np.arange(n_angles // 2) / n_angles
     pair = []
     for parity in (0, 1):
@@ -44,7 +46,8 @@ def real_templates(conjugated, offset):
 
 @numba.njit(nogil=True, cache=True)
 def gather_real(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """As `gather_by_harmonic`, but a real matrix (2R_m × rows) per harmonic: Re of every ring, then Im; float32[2·n·size]."""
+    """As `gather_by_harmonic`, but a real matrix (2R_m × rows) per harmonic: Re of every ring, then Im;
+    float32[2·n·size]."""
     n = rows.size
     for m in range(out_offset.size - 1):
         width = out_offset[m + 1] - out_offset[m]
@@ -60,7 +63,8 @@ def gather_real(table, rows, offset, first_ring, ring_weight, scale, out_offset,
 def real_product(templates, n_shifts, images, n, offset, order, out):
     """z(m; t, i) = Σ_r y conj a_t as real products: float32[rows, 2, T·n], rows in `order`.
 
-    templates as `real_templates`; images as `gather_real`; rows of harmonics that the grid does not have are left alone.
+    templates as `real_templates`; images as `gather_real`; rows of harmonics that the grid does not have are left
+    alone.
     """
     for m in range(offset.size - 1):
         width = offset[m + 1] - offset[m]
@@ -93,7 +97,8 @@ def add_priors(log_prior, ctf_term, order, out):
 def log_sum_columns(even, odd, best, scratch, weight):
     """Σ exp over the rows of E + O and E − O, column by column: returns float64[n], best float32[n] being the maxima.
 
-    even, odd float32[rows, n]; scratch, weight float32[n]. The result is relative to best: log Σ exp = best + log result.
+    even, odd float32[rows, n]; scratch, weight float32[n]. The result is relative to best: log Σ exp = best + log
+    result.
     """
     n = even.shape[1]
     best[:] = -np.inf

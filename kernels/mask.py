@@ -20,7 +20,8 @@ def disc_image(box_size, radius, edge):
 def harmonic_disc(grid, radius, edge):
     """The soft disc as an operator on angular harmonics: a list over m of float32[R_m, R_m].
 
-    A circular mask commutes with rotations, so it maps harmonic m to itself: Fourier rings → radius → mask → Fourier rings,
+    A circular mask commutes with rotations, so it maps harmonic m to itself: Fourier rings → radius → mask → Fourier
+    rings,
         H_m(r, r') = (2π/L)² r' ∫ mask(ρ) J_m(2πrρ/L) J_m(2πr'ρ/L) ρ dρ,
     which needs no image and no interpolation. `a(m, ·) ← H_m a(m, ·)` masks an image.
     """

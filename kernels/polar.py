@@ -1,9 +1,9 @@
 """Images on a polar Fourier grid, and their angular harmonics on a ragged table.
 
-Ring r = 1, 2, … lies at r/L cycles per pixel (L the box), so that rings are Nyquist-sampled for whatever fits into the box. On a
-ring X(r, θ) = Σ_m x(r, m) e^{imθ}; images are real, so x(r, −m) = (−1)^m conj x(r, m) and m ≥ 0 is enough. An object of radius
-ρ px has harmonics only up to m ≈ 2πrρ/L on ring r: the table of (m, r) is a triangle, stored by m and then by r, so
-that every operation that mixes rings at one m is a matrix product on contiguous memory.
+Ring r = 1, 2, … lies at r/L cycles per pixel (L the box), so that rings are Nyquist-sampled for whatever fits into
+the box. On a ring X(r, θ) = Σ_m x(r, m) e^{imθ}; images are real, so x(r, −m) = (−1)^m conj x(r, m) and m ≥ 0 is
+enough. An object of radius ρ px has harmonics only up to m ≈ 2πrρ/L on ring r: the table of (m, r) is a triangle,
+stored by m and then by r, so that every operation that mixes rings at one m is a matrix product on contiguous memory.
 """
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,8 +129,8 @@ def rings_to_table(rings, first_ring, offset, out):
 class PolarTransform:
     """Pixels ↔ half rings for one box: plans for batches of `batch` images on `grid`, stretched by `magnification`.
 
-    magnification: ring r of the grid lies at magnification·r/box_size cycles per pixel of this box (1 for the grid's own box;
-    (L_g a_g)/(L a) for an image of L_g px of a_g Å when the grid is that of L px of a Å).
+    magnification: ring r of the grid lies at magnification·r/box_size cycles per pixel of this box (1 for the grid's
+    own box; (L_g a_g)/(L a) for an image of L_g px of a_g Å when the grid is that of L px of a Å).
     """
 
     def __init__(self, grid, batch, box_size=None, magnification=1.0):

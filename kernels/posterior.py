@@ -1,7 +1,8 @@
 """From scores to posterior probabilities: log-sum-exp per particle, weights, significance, sub-grid peaks.
 
-Scores are float32 logarithms up to a constant of the particle. Nothing is exponentiated before the particle's maximum is
-subtracted, so neither overflow nor "all weights are zero" can happen. Lines far below the best are never exponentiated.
+Scores are float32 logarithms up to a constant of the particle. Nothing is exponentiated before the particle's maximum
+is subtracted, so neither overflow nor "all weights are zero" can happen. Lines far below the best are never
+exponentiated.
 """
 import numba
 import numpy as np
@@ -21,8 +22,8 @@ BINS_PER_NAT = 4.0
 def exp_line(values, shift, out):
     """out = exp(values − shift) for values ≤ shift, at least e^−80; float32[n]. Returns the sum.
 
-    e^x = 2^k p, k an integer written into the exponent bits, p a polynomial (Cephes expf, relative error 2e-7), so that LLVM
-    vectorises both loops; a call of the C library would take five times as long.
+    e^x = 2^k p, k an integer written into the exponent bits, p a polynomial (Cephes expf, relative error 2e-7), so
+    that LLVM vectorises both loops; a call of the C library would take five times as long.
     """
     bits = out.view(np.int32)
     total = np.float32(0.0)
@@ -64,8 +65,8 @@ def line_maximum(values):
 def add_lines(values, count, line_image, best, total, scratch, line_best):
     """Stream lines into a log-sum-exp per image: log Σ exp = best + log total.
 
-    values float32[≥ count, n]; line_image int64[count]; best float32[n_images] (start −inf), total float64[n_images] (start 0), both updated;
-    line_best float32[count] receives each line's maximum.
+    values float32[≥ count, n]; line_image int64[count]; best float32[n_images] (start −inf), total float64[n_images]
+    (start 0), both updated; line_best float32[count] receives each line's maximum.
     """
     for line in range(count):
         peak, image = line_maximum(values[line]), line_image[line]
@@ -93,7 +94,8 @@ def reference_add_lines(values, count, line_image, best, total, scratch, line_be
 def smallest_sets(log_weights, fraction, out):
     """Mark per row the smallest set of columns that holds `fraction` of the row's weight.
 
-    log_weights float64[n, K] (any constant per row), −inf allowed; out bool[n, K]. A row without finite weight marks nothing.
+    log_weights float64[n, K] (any constant per row), −inf allowed; out bool[n, K]. A row without finite weight marks
+    nothing.
     """
     n, n_classes = log_weights.shape
     for i in range(n):
@@ -117,9 +119,10 @@ def smallest_sets(log_weights, fraction, out):
 def weigh_lines(scores, log_total, lines, line_row, out, histogram, expected):
     """Weights of `lines` of scores: out[j] = exp(scores[lines[j]] − log_total[row]), float32[≥ lines, n].
 
-    scores float32[L, n]; log_total float64[rows]; lines, line_row int64[count]. Added to, by row: expected float64[rows], the mean
-    score Σ W·score; histogram float64[rows, SIGNIFICANCE_BINS, 2], the number of poses and their weight by how far
-    the weight lies below 1 (BINS_PER_NAT a nat), from which the number of significant poses is read.
+    scores float32[L, n]; log_total float64[rows]; lines, line_row int64[count]. Added to, by row: expected
+    float64[rows], the mean score Σ W·score; histogram float64[rows, SIGNIFICANCE_BINS, 2], the number of poses and
+    their weight by how far the weight lies below 1 (BINS_PER_NAT a nat), from which the number of significant poses
+    is read.
     """
     for j in range(lines.size):
         row, line = line_row[j], scores[lines[j]]
@@ -183,8 +186,8 @@ def refine_peak(scores, shift, angle, neighbours):
 def best_poses(scores, line_best, pair_row, neighbours, best, line, angle, refined):
     """The best pose of every row among its pairs, refined below the grid.
 
-    scores float32[pairs·T, n]; line_best float32[pairs, T]; pair_row int64[pairs]; neighbours int64[T, 4]. Written by row: best float32 (start
-    −inf), line int64 (pair·T + shift), angle int64, refined float64[rows, 3] as `refine_peak`.
+    scores float32[pairs·T, n]; line_best float32[pairs, T]; pair_row int64[pairs]; neighbours int64[T, 4]. Written by
+    row: best float32 (start −inf), line int64 (pair·T + shift), angle int64, refined float64[rows, 3] as `refine_peak`.
     """
     n_shifts = line_best.shape[1]
     for pair in range(pair_row.size):

@@ -1,4 +1,5 @@
-"""Log-sum-exp over all poses by real products: the same numbers as the definition, at odd and even numbers of harmonics."""
+"""Log-sum-exp over all poses by real products: the same numbers as the definition, at odd and even numbers of
+harmonics."""
 import numpy as np
 import pytest
 
