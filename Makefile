@@ -34,6 +34,7 @@ demo: $(STAMP)  ## simulate a small stack, classify it on 2 ranks, compare with 
 	@$(BIN)/mpiexec -n 2 $(BIN)/vitrea run $(DEMO)/job.yaml
 	@echo; echo "== 3/3 compare with the truth"
 	@$(BIN)/vitrea compare $(DEMO)/simulated/truth.star $(DEMO)/run/run_data.star
+	@echo; echo "16 classes for 8 views: each view fills two classes, so purity should be near 1 and ARI near 0.64"
 	@echo; echo "class averages  $(DEMO)/run/classes.png"
 	@echo "particles       $(DEMO)/run/run_data.star"
 	@echo "classes         $(DEMO)/run/run_model.star, $(DEMO)/run/run_classes.mrcs"
@@ -43,7 +44,7 @@ test: $(STAMP)  ## the whole test suite: everything on 1 rank, the MPI tests on 
 	@echo "== 2 ranks"; $(BIN)/mpiexec -n 2 $(BIN)/python -m pytest -q --only-mpi -m mpi
 	@echo "== 4 ranks"; $(BIN)/mpiexec -n 4 $(BIN)/python -m pytest -q --only-mpi -m mpi
 
-lint: $(STAMP)  ## ruff
+lint: $(STAMP)  ## check the style with ruff
 	@$(BIN)/ruff check .
 
 docs: $(STAMP)  ## write docs/job-keys.md from engine/options.py
