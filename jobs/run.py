@@ -73,11 +73,12 @@ def check(path: Path, overrides: Sequence[str], ranks: int) -> int:
     return 0
 
 
-def _begin(path: Path, overrides: Sequence[str], ranks: int) -> tuple[Job, bool]:
+def _begin(path: Path, overrides: Sequence[str], ranks: int) -> tuple[Job, list[Path]]:
+    """The job, and the folders that were made for it, the innermost first."""
     job = read_job(path, overrides)
     folder = job.options.output
     _require_free(folder)
-    made = not folder.exists()
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -166,13 +167,13 @@ def _ending_lines(folder: Path, ended: str) -> list[str]:
     return [f"  {folder / name!s:<40} {words}" for name, words in RESULTS.items() if (folder / name).exists()]
 
 
-def _take_back(folder: Path, made: bool) -> None:
+def _take_back(folder: Path, made: list[Path]) -> None:
     """Leave nothing of a run that a mistake ended before its first checkpoint: the corrected job may use the folder."""
     with suppress(OSError):
         for name in (JOB_NAME, LINES_NAME, RECORDS_NAME, SKIPPED_NAME):
             (folder / name).unlink(missing_ok=True)
-        if made:
-            folder.rmdir()
+        for each in made:
+            each.rmdir()
 
 
 def _log_failure(folder: Path, message: str, comm) -> None:
