@@ -311,8 +311,8 @@ def other_key(folder):
     path.write_text(re.sub(r"tau2_fudge: \S+", "tau2_fudge: 4", path.read_text()))
 
 
-CANNOT_READ = r"out/run/checkpoint\.h5: cannot be read as a checkpoint \(it is damaged.*\); expected .*; bring "
-     r"back a copy, or .*"
+CANNOT_READ = (r"out/run/checkpoint\.h5: cannot be read as a checkpoint \(it is damaged.*\); expected .*; "
+               r"bring back a copy, or .*")
 UNFIT = [
     (cut_checkpoint, CANNOT_READ),
     (damage_checkpoint, CANNOT_READ),
