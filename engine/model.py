@@ -207,7 +207,7 @@ def solve_references(totals, grid, prior):
         return (totals.data / denominator[:, grid.ring_of]).astype(np.complex64)
     rings = RingTransform(len(prior), grid.n_rings, grid.n_angles)
     rings.array[:] = 0
-    for j in range(totals.ctf2.shape[1]):
+    for j in range(min(totals.ctf2.shape[1], (grid.n_angles + 2) // 4)):  # few rings need, and resolve, only the first
         rings.array[:, :, 2 * j] = totals.ctf2[:, j]
         if j:
             rings.array[:, :, -2 * j] = np.conj(totals.ctf2[:, j])

@@ -169,17 +169,47 @@ def peak_offset(before, here, after):
 def refine_peak(scores, shift, angle, neighbours):
     """Sub-grid position of a maximum of scores float32[T, n] at (shift, angle): (Δangle, Δy, Δx) in grid steps.
 
-    neighbours int64[T, 4]: index of the shift one step along −y, +y, −x, +x, or −1 at the rim, where no step is taken.
+    The maximum of the paraboloid through the neighbours: a turn and a shift compensate each other where a class lies
+    off centre, so the three must be found together. Where that paraboloid has no maximum within one step, the parabola
+    along each axis is used. neighbours int64[T, 4]: index of the shift one step along −y, +y, −x, +x, or −1 at the rim,
+    where no step is taken along that axis.
     """
     n = scores.shape[1]
+    before, after = (angle - 1) % n, (angle + 1) % n
     here = scores[shift, angle]
-    turn = peak_offset(scores[shift, (angle - 1) % n], here, scores[shift, (angle + 1) % n])
-    along = np.zeros(2)
+    separate = np.zeros(3)
+    gradient, hessian = np.zeros(3), -np.eye(3)
+    separate[0] = peak_offset(scores[shift, before], here, scores[shift, after])
+    gradient[0] = 0.5 * (scores[shift, after] - scores[shift, before])
+    hessian[0, 0] = scores[shift, before] - 2.0 * here + scores[shift, after]
     for axis in range(2):
-        before, after = neighbours[shift, 2 * axis], neighbours[shift, 2 * axis + 1]
-        if before >= 0 and after >= 0:
-            along[axis] = peak_offset(scores[before, angle], here, scores[after, angle])
-    return turn, along[0], along[1]
+        low, high = neighbours[shift, 2 * axis], neighbours[shift, 2 * axis + 1]
+        if low < 0 or high < 0:
+            continue
+        separate[1 + axis] = peak_offset(scores[low, angle], here, scores[high, angle])
+        gradient[1 + axis] = 0.5 * (scores[high, angle] - scores[low, angle])
+        hessian[1 + axis, 1 + axis] = scores[low, angle] - 2.0 * here + scores[high, angle]
+        mixed = scores[high, after] - scores[high, before] - scores[low, after] + scores[low, before]
+        hessian[0, 1 + axis] = hessian[1 + axis, 0] = 0.25 * mixed
+    hessian[1, 2] = hessian[2, 1] = _mixed_shift(scores[:, angle], shift, neighbours)
+    if np.linalg.eigvalsh(hessian)[2] >= 0.0:
+        return separate
+    joint = np.linalg.solve(hessian, -gradient)
+    return separate if np.abs(joint).max() > 1.0 else joint
+
+
+@numba.njit(nogil=True, cache=True)
+def _mixed_shift(values, shift, neighbours):
+    """∂²/∂y∂x of values[T] from the four diagonal neighbours; 0 where one is missing."""
+    total = 0.0
+    for y in range(2):
+        row = neighbours[shift, y]
+        for x in range(2):
+            corner = neighbours[row, 2 + x] if row >= 0 else -1
+            if corner < 0:
+                return 0.0
+            total += values[corner] if x == y else -values[corner]
+    return 0.25 * total
 
 
 @numba.njit(nogil=True, cache=True)
@@ -200,5 +230,4 @@ def best_poses(scores, line_best, pair_row, neighbours, best, line, angle, refin
         pair, shift = divmod(line[row], n_shifts)
         angle[row] = np.argmax(scores[line[row]])
         mine = scores[pair * n_shifts:(pair + 1) * n_shifts]
-        turn, along_y, along_x = refine_peak(mine, shift, angle[row], neighbours)
-        refined[row, 0], refined[row, 1], refined[row, 2] = turn, along_y, along_x
+        refined[row] = refine_peak(mine, shift, angle[row], neighbours)

@@ -242,10 +242,24 @@ def test_axes_of_the_shifts_are_not_mixed_up():
     assert refine_peak(scores, 2, 0, cross) == pytest.approx((0.0, 0.3, -0.2), abs=1e-5)
 
 
+def test_a_turn_that_trades_against_a_shift_is_found_together_with_it():
+    """Off-centre classes: score = −(turn + 2x − 1.2 y)² − small terms, far from separable."""
+    y, x = (axis.ravel() for axis in np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"))
+    square = np.full((9, 4), -1)
+    for i in range(9):
+        for side, (dy, dx) in enumerate(((-1, 0), (1, 0), (0, -1), (0, 1))):
+            there = np.flatnonzero((y == y[i] + dy) & (x == x[i] + dx))
+            square[i, side] = there[0] if len(there) else -1
+    truth = np.array([0.4, -0.3, 0.2])
+    d = np.array(np.broadcast_arrays((np.arange(9) - 4.0)[None, :], y[:, None], x[:, None])) - truth[:, None, None]
+    scores = (-((d[0] + 2 * d[2] - 1.2 * d[1]) ** 2) - 0.4 * d[0] ** 2 - 0.3 * d[1] ** 2 - 0.2 * d[2] ** 2)
+    assert refine_peak(scores.astype(np.float32), 4, 4, square) == pytest.approx(truth, abs=1e-5)
+
+
 def test_at_the_rim_of_the_shifts_no_step_is_taken():
     scores = parabola(9, 3, 4.0, 2.4)
     assert refine_peak(scores, 2, 4, LINE)[2] == 0.0
-    assert refine_peak(scores, 0, 4, LINE)[1:] == (0.0, 0.0)
+    assert tuple(refine_peak(scores, 0, 4, LINE)[1:]) == (0.0, 0.0)
 
 
 def test_a_step_is_at_most_half_of_the_grid_and_none_where_there_is_no_peak():
@@ -272,4 +286,4 @@ def test_the_best_pose_of_each_row_is_the_best_of_all_its_pairs():
         assert scores[line[row], angle[row]] == best[row]
         pair, shift = divmod(line[row], 3)
         assert pair_row[pair] == row
-        assert tuple(refined[row]) == refine_peak(scores[3 * pair:3 * pair + 3], shift, angle[row], LINE)
+        assert tuple(refined[row]) == tuple(refine_peak(scores[3 * pair:3 * pair + 3], shift, angle[row], LINE))
