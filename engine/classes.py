@@ -52,7 +52,7 @@ def first_references(run):
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence([run.options.seed, 0]))).permutation(usable)
     count = max(1, min(SEED_PARTICLES, len(order) // n_classes))
     members = [order[np.arange(count * k, count * (k + 1)) % len(order)] for k in range(n_classes)]
-    data, weight = _summed(run, members, grid, lambda local: geometry.grid.crop(run.passes.shard.table[local], grid))
+    data, weight = _summed(run, members, grid, lambda local: run.passes.shard.table.take(local, grid))
     prior = 0.1 * weight.mean(axis=1, keepdims=True)
     references = (data / (weight + prior)[:, grid.ring_of]).astype(np.complex64)
     apply_harmonic_disc(grid, restrict(run.operators, grid), references)
@@ -159,9 +159,9 @@ def _half(run, donor, iteration, number):
 
 def _turned_back(run, local, grid):
     """Coefficients of particles brought to their best poses: complex64[n, size]."""
-    geometry, poses = run.geometry, run.passes.poses
-    table = geometry.grid.crop(run.passes.shard.table[local], grid)
-    table = table * run.passes.scale[local, None] * np.exp(1j * grid.harmonic_of * poses.psi[local, None])
+    poses = run.passes.poses
+    table = run.passes.shard.table.take(local, grid, scale=run.passes.scale[local])
+    table = table * np.exp(1j * grid.harmonic_of * poses.psi[local, None])
     return translated(table.astype(np.complex64), -poses.shift[local], grid)
 
 

@@ -84,10 +84,10 @@ class Pass:
     def _block(self, i, local, work):
         """(BlockSums, BlockStatistics) of the particles `local` of block i; their poses and scales are noted."""
         group, rings = self.shard.blocks[i].optics, self._grid.n_rings
-        weight, table = self._weight[group], self.shard
-        particles = Particles(self.geometry.grid, table.table, local, table.ctf2[local], weight, self.scale[local])
+        weight, shard = self._weight[group], self.shard
+        particles = Particles(shard.table, local, shard.ctf2[local], weight, self.scale[local])
         poses, sums = expect(particles, self._search, work)
-        power = particles.scale[:, None].astype(np.float64) ** 2 * table.power[local]
+        power = particles.scale[:, None].astype(np.float64) ** 2 * shard.power[local]
         self._finish_likelihood(poses, power, weight)
         changed = np.count_nonzero(self.poses.class_number[local] != poses.class_number)
         self.poses.put(local, poses)

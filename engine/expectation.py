@@ -14,20 +14,18 @@ from vitrea.engine.search import Level, Shifter, power_harmonics
 from vitrea.kernels.fourier import LinesToAngles, LinesToHarmonics
 from vitrea.kernels.harmonic import (
     accumulate_lines,
-    gather_by_harmonic,
-    gather_by_row,
     harmonic_product,
     pack_lines,
 )
 from vitrea.kernels.marginal import (
     add_priors,
     angle_matrices,
-    gather_real,
     harmonic_order,
     log_sum_columns,
     real_product,
     real_templates,
 )
+from vitrea.kernels.packed import PackedTable, gather_by_harmonic, gather_real
 from vitrea.kernels.posterior import (
     NEGLIGIBLE,
     SIGNIFICANCE_BINS,
@@ -133,12 +131,11 @@ class BlockSums:
 class Particles:
     """The particles of a block as the E step sees them.
 
-    table complex64[N, size]: coefficients of C·X on `wide`, of which `rows` int64[n] are used; ctf2 complex64[n, J, R];
+    table: coefficients of C·X, of which `rows` int64[n] are used; ctf2 complex64[n, J, R];
     ring_weight float64[R]: n_r/(2σ²); scale float32[n]: brightness factor.
     """
 
-    wide: object
-    table: np.ndarray
+    table: PackedTable
     rows: np.ndarray
     ctf2: np.ndarray
     ring_weight: np.ndarray
@@ -180,9 +177,8 @@ class _Scorer:
         grid = self.templates.level.grid
         if self._images.size < len(positions) * grid.size:
             self._images = np.zeros(len(positions) * grid.size, dtype=np.complex64)
-        weight = (particles.ring_weight[:grid.n_rings] / temperature).astype(np.float32)
-        gather_by_harmonic(particles.table, particles.rows[positions], particles.wide.offset, grid.first_ring,
-                           weight, particles.scale[positions], grid.offset, self._images)
+        particles.table.gather(gather_by_harmonic, particles.rows[positions], grid,
+                               particles.ring_weight / temperature, particles.scale[positions], self._images)
         return self._images
 
     def lines(self, k, images, n, ctf_term):
@@ -221,9 +217,8 @@ class _Marginals:
         """Take the particles `part` (a slice of at most MARGINAL_BATCH) as columns."""
         grid = self._templates.level.grid
         self._n = part.stop - part.start
-        weight = (particles.ring_weight[:grid.n_rings] / temperature).astype(np.float32)
-        gather_real(particles.table, particles.rows[part], particles.wide.offset, grid.first_ring, weight,
-                    particles.scale[part], grid.offset, self._images)
+        particles.table.gather(gather_real, particles.rows[part], grid, particles.ring_weight / temperature,
+                               particles.scale[part], self._images)
 
     def of_class(self, k, ctf_term):
         """float64[n]: log Σ exp of the scores of class k; ctf_term complex64[n, J]."""
@@ -392,17 +387,7 @@ def _weigh(chunk, search, work, scores, lines, log_total, poses, gathered):
     level, particles = search.fine.level, chunk.particles
     grid, n_shifts = level.grid, level.n_shifts
     positions = np.arange(chunk.where.start, chunk.where.stop)
-    images = np.empty((len(positions), grid.size), dtype=np.complex64)
-    gather_by_row(
-        particles.table,
-        particles.rows[positions],
-        particles.wide.offset,
-        grid.first_ring,
-        particles.ring_weight[: grid.n_rings].astype(np.float32),
-        particles.scale[positions],
-        grid.offset,
-        images,
-    )
+    images = particles.table.take(particles.rows[positions], grid, particles.ring_weight, particles.scale[positions])
     pair, shift = np.divmod(lines, n_shifts)
     row, target = chunk.pair_row[pair], chunk.pair_class[pair] * n_shifts + shift
     work.touched[target] = True

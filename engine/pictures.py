@@ -163,10 +163,13 @@ def _font(height):
 # ---- the course of a run
 
 def _iterations(records):
-    latest = {record["iteration"]: record for record in records if record.get("kind", "iteration") == "iteration"}
-    if not latest:
+    """The iterations of both stages in order; full passes, which count from 1 again, are numbered on from the batches."""
+    found = [record for record in records if record.get("kind", "iteration") == "iteration"]
+    if not found:
         raise ValueError("no iteration records to draw")
-    return [latest[number] for number in sorted(latest)]
+    batches = max((record["iteration"] for record in found if record.get("stage") == "minibatch"), default=0)
+    latest = {record["iteration"] + (0 if record.get("stage") == "minibatch" else batches): record for record in found}
+    return [{**latest[number], "iteration": number} for number in sorted(latest)]
 
 
 def _series(records, name):

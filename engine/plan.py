@@ -72,7 +72,7 @@ def _check_sizes(options, table):
 def _memory(options, geometry, table, share, fine):
     grid, n_classes = geometry.grid, options.n_classes
     rings = grid.n_rings
-    particle = grid.size * 8 + geometry.ctf_terms * rings * 8 + rings * 4 + BYTES_A_PARTICLE
+    particle = grid.size * 4 + geometry.ctf_terms * rings * 8 + rings * 4 + BYTES_A_PARTICLE
     templates = n_classes * fine[0] * grid.size * 8
     block = max(len(block.rows) for block in make_blocks(table.optics_index))
     scores = 4 * min(SCORE_BUDGET, block * n_classes * fine[0] * fine[1])

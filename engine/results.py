@@ -49,7 +49,7 @@ def write(run, state):
     write_data_star(folder / "run_data.star", run.table, np.flatnonzero(used), particle_results(run, particles[used]))
     write_model_star(folder / "run_model.star", model_results(run, model, particles[used], resolution))
     finite = np.where(np.isfinite(resolution), resolution, run.geometry.box_size * run.geometry.pixel_size)
-    draw_gallery(folder / "classes.png", averages, counts, finite, f"{folder}   {used.sum():,} particles")
+    draw_gallery(folder / "classes.png", averages, counts, finite, str(folder))
     records = read_records(folder / RECORDS_NAME)
     draw_convergence(folder / "convergence.png", records)
     _finish_log(run, counts, records)

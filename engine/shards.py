@@ -11,6 +11,7 @@ import numpy as np
 from vitrea.kernels.ctf import ctf
 from vitrea.kernels.fourier import RingTransform
 from vitrea.kernels.mask import disc_image
+from vitrea.kernels.packed import PackedTable
 from vitrea.kernels.polar import PolarTransform, complete_rings, rings_to_table
 
 BATCH = 16                # images transformed at once
@@ -51,7 +52,7 @@ def share_of(n_items, rank, size):
 class Shard:
     """The particles of a rank, in the order of its blocks.
 
-    rows int64[n]: row of the table; table complex64[n, size]: harmonics of mask·X·C; ctf2 complex64[n, J, R]; power
+    rows int64[n]: row of the table; table: harmonics of mask·X·C; ctf2 complex64[n, J, R]; power
     float32[n, R]: ring means of |X|²; usable bool[n]: False for images set aside, whose numbers are zero; reasons:
     local index → why.
     """
@@ -59,7 +60,7 @@ class Shard:
     blocks: list
     starts: np.ndarray
     rows: np.ndarray
-    table: np.ndarray
+    table: PackedTable
     ctf2: np.ndarray
     power: np.ndarray
     usable: np.ndarray
@@ -72,7 +73,7 @@ class Shard:
         rows = np.concatenate([b.rows for b in blocks]) if blocks else np.zeros(0, dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum([len(b.rows) for b in blocks])]).astype(np.int64)
         n, grid = len(rows), geometry.grid
-        return cls(blocks, starts, rows, np.zeros((n, grid.size), np.complex64),
+        return cls(blocks, starts, rows, PackedTable.zeros(n, grid),
                    np.zeros((n, geometry.ctf_terms, grid.n_rings), np.complex64),
                    np.zeros((n, grid.n_rings), np.float32), np.ones(n, dtype=bool), np.zeros((n, 2)))
 
@@ -177,7 +178,9 @@ class Loader:
         complete_rings(half, self._rings.array[:len(local)])
         self._rings.array[len(local):] = 0
         self._rings.to_harmonics()
-        rings_to_table(self._rings.array, grid.first_ring, grid.offset, table[local[0]:local[-1] + 1])
+        coefficients = np.empty((len(local), grid.size), dtype=np.complex64)
+        rings_to_table(self._rings.array, grid.first_ring, grid.offset, coefficients)
+        table.put(local, coefficients)
 
 
 class _GroupTransform:

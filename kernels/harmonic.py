@@ -11,48 +11,11 @@ import numpy as np
 
 
 @numba.njit(nogil=True, cache=True)
-def gather_by_harmonic(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """Collect `rows` of a coefficient table, weighted by ring and particle, as one matrix (rows × rings) per harmonic.
-
-    table complex64[N, size] on a wide grid (offset, first_ring); rows int64[n]; ring_weight float32[R] of the narrow
-    grid; scale float32[n]; out_offset int64[M+1] of the narrow grid; out complex64[≥ n·size'] receives, from
-    n·out_offset[m] on, the matrix of harmonic m, row after row.
-    """
-    n = rows.size
-    for m in range(out_offset.size - 1):
-        width = out_offset[m + 1] - out_offset[m]
-        for i in range(n):
-            source, target = table[rows[i], offset[m]:offset[m] + width], n * out_offset[m] + i * width
-            for r in range(width):
-                out[target + r] = source[r] * (ring_weight[first_ring[m] + r] * scale[i])
-
-
-def reference_gather_by_harmonic(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """NumPy twin of `gather_by_harmonic`."""
-    n = rows.size
-    for m in range(out_offset.size - 1):
-        width = out_offset[m + 1] - out_offset[m]
-        part = table[rows, offset[m]:offset[m] + width] * ring_weight[first_ring[m]:first_ring[m] + width]
-        out[n * out_offset[m]:n * out_offset[m + 1]] = (part * scale[:, None]).ravel()
-
-
-@numba.njit(nogil=True, cache=True)
-def gather_by_row(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """As `gather_by_harmonic`, but complex64[n, size']: the coefficients of one particle side by side."""
-    for m in range(out_offset.size - 1):
-        width = out_offset[m + 1] - out_offset[m]
-        for i in range(rows.size):
-            for r in range(width):
-                weight = ring_weight[first_ring[m] + r] * scale[i]
-                out[i, out_offset[m] + r] = table[rows[i], offset[m] + r] * weight
-
-
-@numba.njit(nogil=True, cache=True)
 def harmonic_product(images, n, start, stop, templates, n_shifts, offset, out):
     """z(m; i, t) for images `start…stop` of `n`: one BLAS product a harmonic.
 
-    images complex64[n·size] as written by `gather_by_harmonic`; templates complex64[size·T], conjugated, per harmonic
-    a matrix (rings × shifts); out complex64[M, ≥ (stop − start)·T].
+    images complex64[n·size] as written by `gather_by_harmonic` (kernels/packed.py); templates complex64[size·T],
+    conjugated, per harmonic a matrix (rings × shifts); out complex64[M, ≥ (stop − start)·T].
     """
     count = stop - start
     for m in range(offset.size - 1):

@@ -45,21 +45,6 @@ def real_templates(conjugated, offset):
 
 
 @numba.njit(nogil=True, cache=True)
-def gather_real(table, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """As `gather_by_harmonic`, but a real matrix (2R_m × rows) per harmonic: Re of every ring, then Im;
-    float32[2·n·size]."""
-    n = rows.size
-    for m in range(out_offset.size - 1):
-        width = out_offset[m + 1] - out_offset[m]
-        target = out[2 * n * out_offset[m]:2 * n * out_offset[m + 1]].reshape(2 * width, n)
-        for i in range(n):
-            for r in range(width):
-                value = table[rows[i], offset[m] + r] * (ring_weight[first_ring[m] + r] * scale[i])
-                target[r, i] = value.real
-                target[width + r, i] = value.imag
-
-
-@numba.njit(nogil=True, cache=True)
 def real_product(templates, n_shifts, images, n, offset, order, out):
     """z(m; t, i) = Σ_r y conj a_t as real products: float32[rows, 2, T·n], rows in `order`.
 

@@ -20,6 +20,7 @@ from vitrea.engine.search import make_level
 from vitrea.kernels.ctf import ctf
 from vitrea.kernels.fourier import RingTransform
 from vitrea.kernels.mask import disc_image
+from vitrea.kernels.packed import PackedTable
 from vitrea.kernels.polar import PolarGrid, PolarTransform, complete_rings, rings_to_table
 
 BOXES = [26, 27]
@@ -118,12 +119,12 @@ def particles_of(images, optics, noise_sd, n_terms=1):
     table = tables(grid, polar_half(grid, images) * transfer[:, :, :grid.n_angles // 2].astype(np.float32))
     ctf2 = np.ascontiguousarray(harmonics[:, :, 0:2 * n_terms:2].transpose(0, 2, 1)).astype(np.complex64)
     # σ² per real component is half the variance of a pixel
-    return Particles(grid, table, np.arange(len(images)), ctf2, grid.pixels_on_ring / noise_sd**2,
+    return Particles(PackedTable.of(table, grid), np.arange(len(images)), ctf2, grid.pixels_on_ring / noise_sd**2,
                      np.ones(len(images), dtype=np.float32))
 
 
 def take(particles, which):
-    return Particles(particles.wide, particles.table, particles.rows[which], particles.ctf2[which],
+    return Particles(particles.table, particles.rows[which], particles.ctf2[which],
                      particles.ring_weight, particles.scale[which])
 
 
@@ -464,8 +465,9 @@ def test_the_penalised_likelihood_never_falls_while_noise_and_priors_are_fixed(b
     images, optics = noisy_images(box_size, 45, noise_sd, astigmatism, seed=2)
     particles, grid = particles_of(images, optics, noise_sd, n_terms), grid_of(box_size)
     prior = 4.0 * grid.pixels_on_ring * np.ones((N_CLASSES, 1))
+    thirds = [particles.table.take(np.arange(k, 45, 15), ring_weight=particles.ring_weight) for k in range(3)]
     sums = SimpleNamespace(
-        data=np.array([(particles.table[k::15] * particles.ring_weight[grid.ring_of]).sum(axis=0) for k in range(3)]),
+        data=np.array([third.sum(axis=0) for third in thirds]),
         ctf2=np.array([(particles.ctf2[k::15] * particles.ring_weight).sum(axis=0) for k in range(3)]))
     course = []
     for _ in range(8):

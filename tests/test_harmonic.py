@@ -4,12 +4,9 @@ import pytest
 
 from vitrea.kernels.harmonic import (
     accumulate_lines,
-    gather_by_harmonic,
-    gather_by_row,
     harmonic_product,
     pack_lines,
     reference_accumulate_lines,
-    reference_gather_by_harmonic,
     reference_harmonic_product,
     reference_pack_lines,
 )
@@ -43,52 +40,6 @@ def check_guards(whole):
 def plain_and_compiled(kernel):
     """The Python a kernel is made from, whose indices NumPy checks, and then the machine code."""
     return kernel.py_func, kernel
-
-
-def gather_input(case, n=5):
-    wide, narrow = grids(case)
-    random = np.random.default_rng(case[0])
-    table = noise(random, 9, wide.size)
-    rows = random.permutation(9)[:n].astype(np.int64)
-    weight = random.uniform(0.5, 2.0, narrow.n_rings).astype(np.float32)
-    scale = random.uniform(0.5, 2.0, n).astype(np.float32)
-    return wide, narrow, table, rows, weight, scale
-
-
-@pytest.mark.parametrize("case", GRIDS)
-def test_gather_by_harmonic_equals_its_twin(case):
-    wide, narrow, table, rows, weight, scale = gather_input(case)
-    expected = np.zeros(len(rows) * narrow.size, dtype=np.complex64)
-    reference_gather_by_harmonic(table, rows, wide.offset, narrow.first_ring, weight, scale, narrow.offset, expected)
-    for kernel in plain_and_compiled(gather_by_harmonic):
-        out, whole = guarded(len(rows), narrow.size)
-        kernel(table, rows, wide.offset, narrow.first_ring, weight, scale, narrow.offset, out.reshape(-1))
-        np.testing.assert_allclose(out.reshape(-1), expected, rtol=1e-6)
-        check_guards(whole)
-
-
-@pytest.mark.parametrize("case", GRIDS)
-def test_gather_by_row_is_the_cropped_row_times_ring_weight_and_scale(case):
-    wide, narrow, table, rows, weight, scale = gather_input(case)
-    expected = wide.crop(table[rows], narrow) * weight[narrow.ring_of] * scale[:, None]
-    for kernel in plain_and_compiled(gather_by_row):
-        out, whole = guarded(len(rows), narrow.size)
-        kernel(table, rows, wide.offset, narrow.first_ring, weight, scale, narrow.offset, out)
-        np.testing.assert_allclose(out, expected, rtol=1e-6)
-        check_guards(whole)
-
-
-@pytest.mark.parametrize("case", GRIDS)
-def test_gather_by_harmonic_holds_what_gather_by_row_holds(case):
-    wide, narrow, table, rows, weight, scale = gather_input(case)
-    by_row = np.zeros((len(rows), narrow.size), dtype=np.complex64)
-    by_harmonic = np.zeros(len(rows) * narrow.size, dtype=np.complex64)
-    common = (table, rows, wide.offset, narrow.first_ring, weight, scale, narrow.offset)
-    gather_by_row(*common, by_row)
-    gather_by_harmonic(*common, by_harmonic)
-    for m in range(narrow.n_harmonics):
-        part = by_harmonic[len(rows) * narrow.offset[m]:len(rows) * narrow.offset[m + 1]].reshape(len(rows), -1)
-        np.testing.assert_array_equal(part, by_row[:, narrow.offset[m]:narrow.offset[m + 1]])
 
 
 @pytest.mark.parametrize("case", GRIDS)

@@ -3,11 +3,10 @@ harmonics."""
 import numpy as np
 import pytest
 
-from vitrea.kernels.harmonic import gather_by_harmonic, harmonic_product
+from vitrea.kernels.harmonic import harmonic_product
 from vitrea.kernels.marginal import (
     add_priors,
     angle_matrices,
-    gather_real,
     harmonic_order,
     log_sum_columns,
     real_product,
@@ -15,6 +14,7 @@ from vitrea.kernels.marginal import (
     reference_log_sum_columns,
     reference_real_product,
 )
+from vitrea.kernels.packed import PackedTable, gather_by_harmonic, gather_real
 from vitrea.kernels.polar import PolarGrid
 
 N, SHIFTS = 7, 5
@@ -27,23 +27,23 @@ def random_complex(*shape, seed=0):
 
 
 def gathered(grid):
-    table = random_complex(N, grid.size)
+    table = PackedTable.of(random_complex(N, grid.size), grid)
     weight = np.linspace(0.5, 2.0, grid.n_rings).astype(np.float32)
     scale = np.linspace(0.8, 1.2, N).astype(np.float32)
-    return table, (np.arange(N), grid.offset, grid.first_ring, weight, scale, grid.offset)
+    return table, (np.arange(N), grid, weight, scale)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_real_products_equal_complex_ones(grid):
     table, how = gathered(grid)
     images = np.zeros(N * grid.size, np.complex64)
-    gather_by_harmonic(table, *how, images)
+    table.gather(gather_by_harmonic, *how, images)
     templates = random_complex(grid.size, SHIFTS, seed=1)
     expected = np.zeros((grid.n_harmonics, N * SHIFTS), np.complex64)
     harmonic_product(images, N, 0, N, templates.reshape(-1), SHIFTS, grid.offset, expected)
 
     real_images = np.zeros(2 * N * grid.size, np.float32)
-    gather_real(table, *how, real_images)
+    table.gather(gather_real, *how, real_images)
     order = harmonic_order(grid.n_harmonics)
     found = np.zeros((grid.n_harmonics, 2, SHIFTS * N), np.float32)
     matrix = real_templates(templates, grid.offset)
