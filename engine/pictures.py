@@ -163,7 +163,7 @@ def _font(height):
 # ---- the course of a run
 
 def _iterations(records):
-    """The iterations of both stages in order; full passes, which count from 1 again, are numbered on from the batches."""
+    """The iterations of both stages in order; full passes, which count from 1 again, are numbered after the batches."""
     found = [record for record in records if record.get("kind", "iteration") == "iteration"]
     if not found:
         raise ValueError("no iteration records to draw")

@@ -125,3 +125,10 @@ def test_an_iteration_repeated_after_a_resume_replaces_the_earlier_one():
     kept = pictures._iterations([iteration(1), iteration(2, pmax=0.1), iteration(2, pmax=0.9), iteration(3)])
     assert [record["iteration"] for record in kept] == [1, 2, 3]
     assert kept[1]["pmax"] == 0.9
+
+
+def test_full_passes_follow_the_mini_batches_though_both_count_from_one():
+    batches = [iteration(number, "minibatch") for number in (1, 2, 3)]
+    kept = pictures._iterations([*batches, iteration(1), iteration(2)])
+    assert [record["iteration"] for record in kept] == [1, 2, 3, 4, 5]
+    assert [record["stage"] for record in kept] == 3 * ["minibatch"] + 2 * ["full"]
