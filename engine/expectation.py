@@ -403,26 +403,25 @@ def _weigh(chunk, search, work, scores, lines, log_total, poses, gathered):
         accumulate_lines(work.weights.harmonics, count, row[part], target[part], grid.offset, images, work.sums)
         line_harmonics[part, :resolved] = work.weights.harmonics[:count, 0:2 * resolved:2]
     poses.n_significant[chunk.where] = significant_poses(histogram, search.adaptive_fraction)
-    log_prior = search.fine.log_prior.reshape(-1)[target]
-    np.subtract.at(expected, row, line_harmonics[:, 0].real * log_prior)
-    poses.expected_score[chunk.where] = expected
-    _gather_weights(chunk, level, row, target, line_harmonics, gathered)
+    weight = line_harmonics[:, 0].real.astype(np.float64)
+    prior = np.bincount(row, weights=weight * search.fine.log_prior.reshape(-1)[target], minlength=len(positions))
+    poses.expected_score[chunk.where] = expected - prior
+    gathered.shift2 += float(weight @ np.sum(level.shifts**2, axis=1)[shift])
+    _gather_weights(chunk, level, pair, line_harmonics, gathered)
 
 
-def _gather_weights(chunk, level, row, target, line_harmonics, gathered):
-    """Class weights, shift moments and Σ w C² from the transforms of the weights at harmonics 0, 2, …"""
-    n, n_terms = len(chunk), line_harmonics.shape[1]
-    n_classes = chunk.active.shape[1]
-    by_pair = np.zeros((n_classes * n, n_terms), dtype=np.complex128)
-    np.add.at(by_pair, target // level.n_shifts * n + row, np.conj(line_harmonics))
-    by_pair = by_pair.reshape(n_classes, n, n_terms)
-    gathered.class_weight += by_pair[:, :, 0].real.sum(axis=1)
-    radius2 = np.sum(level.shifts**2, axis=1)
-    gathered.shift2 += float(np.sum(line_harmonics[:, 0].real * radius2[target % level.n_shifts], dtype=np.float64))
+def _gather_weights(chunk, level, pair, line_harmonics, gathered):
+    """Class weights and Σ w C² from the transforms of the weights, complex64[lines, J], at harmonics 0, 2, …"""
+    n, n_classes, n_pairs = len(chunk), chunk.active.shape[1], len(chunk.pair_class)
     rings = level.grid.n_rings
     ctf2 = chunk.particles.ctf2[chunk.where, :, :rings] * chunk.particles.ring_weight[:rings]
-    for j in range(n_terms):
-        gathered.ctf2[:, j] += by_pair[:, :, j] @ ctf2[:, j]
+    for j, harmonic in enumerate(line_harmonics.T):
+        weights = np.zeros((n_classes, n), dtype=np.complex128)
+        weights[chunk.pair_class, chunk.pair_row] = np.bincount(pair, weights=harmonic.real, minlength=n_pairs) \
+            - 1j * np.bincount(pair, weights=harmonic.imag, minlength=n_pairs)
+        gathered.ctf2[:, j] += weights @ ctf2[:, j]
+        if j == 0:
+            gathered.class_weight += weights.real.sum(axis=1)
 
 
 def _block_sums(templates, work, gathered):
