@@ -199,7 +199,7 @@ class Classify2dOptions(JobOptions):
     center_classes: bool = key("move class averages to the middle of the box; the particles' origins follow", True,
                                section="model")
     max_resolution: float | None = key("finest resolution used", None, unit="Å", above=0,
-                                       null_means="as far as the signal reaches", example=8.0, section="model")
+                                       null_means="6 Å, or where the pixels end", example=8.0, section="model")
     mask_edge: float = key("width of the mask's soft edge", 5.0, unit="px", minimum=0, section="model")
 
     psi_step: float = key("coarse step of the in-plane angle; the fine step is half of it", 6.0, unit="degrees",
@@ -222,8 +222,6 @@ class Classify2dOptions(JobOptions):
 
     threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
                        section="machine")
-    checkpoint_minutes: float = key("time between checkpoints", 10.0, unit="minutes", minimum=0, resumable=True,
-                                    section="machine")
     memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
                                        null_means="no limit", example=8.0, resumable=True, section="machine")
 

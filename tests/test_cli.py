@@ -228,7 +228,7 @@ def test_resume_refuses_to_change_the_experiment(probe, capsys):
     cli.main(["run", "job.yaml"])
     assert refused(capsys, "resume", "runs/a", "--set", "n_classes=9") == (
         "--set n_classes=9: n_classes cannot change within a run; expected one of max_iterations, threads, "
-        "checkpoint_minutes, memory_limit; start a new run with another output"
+        "memory_limit; start a new run with another output"
     )
 
 
