@@ -21,6 +21,7 @@ from vitrea.engine.load import read_shard, read_table
 from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.model import Model, Settings, Totals, maximise
 from vitrea.engine.plan import plan
+from vitrea.engine.warmup import compile_kernels
 from vitrea.kernels.mask import harmonic_disc
 
 RING_MARGIN = 4               # rings beyond the resolution reached that the next iteration uses
@@ -100,6 +101,7 @@ def _prepare(options, stop, log, comm):
     planned = plan(options, table, comm.size)
     geometry = make_geometry(table, options)
     _announce(options, table, planned, log, comm)
+    compile_kernels(log, comm=comm)
     shard, peak = read_shard(table, options, geometry, stop, log, comm=comm)
     if shard is None:
         return None
@@ -301,7 +303,7 @@ def _report(run, state, report, seconds):
     totals, log = report["totals"], run.log
     sizes = classes.sizes(run)
     if report["reseeded"]:
-        log.tell("reseed", iteration=state.iteration, map={old + 1: new + 1 for new, old in report["reseeded"].items()})
+        log.tell("reseed", iteration=state.iteration, map={new + 1: old + 1 for new, old in report["reseeded"].items()})
     before, done = report["before"], report["before"].in_stage + 1
     planned = _planned(run.options, before)
     share = len(run.table) / totals.particles   # so that mini-batches and full passes read alike

@@ -37,6 +37,7 @@ class Pass:
         self._search, self._grid = search, search.fine.level.grid
         self._references = self.geometry.grid.crop(model.references, self._grid)
         self._weight = model.ring_weight(self.geometry.grid)
+        self._seen = np.zeros(len(self.shard), dtype=bool)
         totals = Totals.zeros(model.n_classes, len(model.sigma2), self.geometry.ctf_terms, self._grid,
                               self.geometry.grid.n_rings)
         quanta = make_quanta(self.n_particles, self._grid, self._weight.max(axis=0), self.peak, model, self.geometry,
@@ -54,9 +55,9 @@ class Pass:
         return None if totals.stopping else totals
 
     def normalise_scale(self, totals):
-        """Divide the brightness factors by their mean: only their ratios are known."""
+        """Divide the brightness factors found in this pass by their mean: only their ratios are known."""
         if self.options.norm_correction and totals.scale > 0:
-            self.scale /= np.float32(totals.scale / totals.particles)
+            self.scale[self._seen] /= np.float32(totals.scale / totals.particles)
 
     def _blocks(self, choose):
         """Results of `_block` for every block of the shard, in order, None for one without particles."""
@@ -91,6 +92,7 @@ class Pass:
         self._finish_likelihood(poses, power, weight)
         changed = np.count_nonzero(self.poses.class_number[local] != poses.class_number)
         self.poses.put(local, poses)
+        self._seen[local] = True
         if self.options.norm_correction:
             self.scale[local] = self._rescaled(particles.scale, poses, power[:, :rings], weight[:rings])
         residual = block_residual(sums, self._search.fine, self._references, self._grid, weight[:rings])

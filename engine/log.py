@@ -10,7 +10,7 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
     progress    iteration, of, stage, fraction 0..1 of the iteration, phase
     iteration   iteration, of, stage ("minibatch" | "full"), log_likelihood, resolution [Å], pmax, changed (fraction),
                 seconds, e_step, m_step, reduce [s], class_sizes [particles], eta [s]
-    reseed      iteration, map {old class: new class} (numbers as in the STAR file, from 1)
+    reseed      iteration, map {class that was replaced: class it was split from} (numbers as in the STAR file)
     checkpoint  iteration
     resumed     total (iterations of both stages), iteration, of, stage
     stopped     total, iteration, of, stage (none before the first iteration), reason
@@ -171,7 +171,7 @@ def format_iteration(record: Record) -> str:
 
 def format_reseed(record: Record) -> str:
     """`re-seeded   class 7 from 12   class 9 from 3`: the classes that were empty and those they were split from."""
-    changes = sorted((int(new), int(old)) for old, new in _pairs(record.get("map")))
+    changes = sorted((int(new), int(old)) for new, old in _pairs(record.get("map")))
     return _COLUMN.join(["re-seeded", *(f"class {new} from {old}" for new, old in changes)])
 
 

@@ -156,8 +156,9 @@ def _require_input(path: Path, job: Job) -> None:
 def _carry_out(job: Job, from_checkpoint: bool, comm) -> int:
     ended = job.type.load_runner()(job.options, resume=from_checkpoint, comm=comm)
     if comm.rank == 0:
-        for line in _ending_lines(job.options.output, ended):
-            print(line, flush=True)
+        with suppress(BrokenPipeError):   # `vitrea run … | head` has left; the run is done all the same
+            for line in _ending_lines(job.options.output, ended):
+                print(line, flush=True)
     return 0
 
 

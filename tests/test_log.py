@@ -67,7 +67,7 @@ def test_start_is_three_lines_with_units():
             "failed at it 7, E step   rank 17 of 64 on node02: particles.mrcs section 812 is not finite",
         ),
         ({"kind": "failed", "message": "no room"}, "failed   no room"),
-        ({"kind": "reseed", "iteration": 4, "map": {"12": 7, "3": 9}}, "re-seeded   class 7 from 12   class 9 from 3"),
+        ({"kind": "reseed", "iteration": 4, "map": {"7": 12, "9": 3}}, "re-seeded   class 7 from 12   class 9 from 3"),
         ({"kind": "stopped", "iteration": 4, "reason": "SIGTERM"}, "stopped after it 4   SIGTERM"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_resumed_run_goes_back_to_its_checkpoint():
 
 
 def test_the_last_reseeding_is_shown():
-    text = drawn(state_of(iteration(6), record("reseed", iteration=6, map={"12": 2})))
+    text = drawn(state_of(iteration(6), record("reseed", iteration=6, map={"2": 12})))
     assert "it 6: re-seeded   class 2 from 12" in text
 
 
