@@ -302,8 +302,6 @@ def _planned(options, state):
 def _report(run, state, report, seconds):
     totals, log = report["totals"], run.log
     sizes = classes.sizes(run)
-    if report["reseeded"]:
-        log.tell("reseed", iteration=state.iteration, map={new + 1: old + 1 for new, old in report["reseeded"].items()})
     before, done = report["before"], report["before"].in_stage + 1
     planned = _planned(run.options, before)
     share = len(run.table) / totals.particles   # so that mini-batches and full passes read alike
@@ -312,6 +310,8 @@ def _report(run, state, report, seconds):
              changed=totals.changed / totals.particles, seconds=seconds, class_sizes=sizes.tolist(),
              eta=_seconds_left(run.options, before, seconds, share), memory=peak_memory(), rings=state.model.rings,
              sigma_offset=state.model.sigma_offset, poses=report["poses"], **report["seconds"])
+    if report["reseeded"]:
+        log.tell("reseed", iteration=state.iteration, map={new + 1: old + 1 for new, old in report["reseeded"].items()})
 
 
 def _seconds_left(options, before, seconds, share):
