@@ -17,6 +17,7 @@ from vitrea.engine.shards import BATCH, make_blocks
 
 PROGRAM_BYTES = 235e6      # the interpreter, numba and the libraries, as measured
 RINGS_PLANNED = 0.7        # of all rings
+SHIFTS_MET = 0.5           # of the sums by class and shift: memory is taken when a sum is first written
 CLASSES_ACTIVE = 0.5       # of all classes, looked at on the fine level when most rings are in use
 BYTES_A_PARTICLE = 400     # poses, CTF parameters and stack positions, on the rank that works on a particle
 BYTES_A_ROW = 900          # the columns of the STAR file while the results are written, on rank 0
@@ -90,11 +91,11 @@ def _memory(options, geometry, table, share):
     templates = n_classes * shifts * used.size * 8
     thread = _thread(used, n_classes, shifts, angles, max(len(block.rows) for block in make_blocks(table.optics_index)))
     return PROGRAM_BYTES + share * particle + len(table) * BYTES_A_ROW + templates + \
-        options.threads * (templates + thread) + model + operators + loading
+        options.threads * (SHIFTS_MET * templates + thread) + model + operators + loading
 
 
 def _thread(grid, n_classes, shifts, angles, block):
-    """Bytes of a thread's workspace besides its sums, which are as large as the templates."""
+    """Bytes of a thread's workspace besides its sums by class and shift, which are shaped like the templates."""
     scores = 4 * min(SCORE_BUDGET, int(CLASSES_ACTIVE * block * n_classes) * shifts * angles)
     ramps = 3 * shifts * grid.n_rings * grid.n_angles * 8
     products = PRODUCT_LINES * grid.n_harmonics * 8 + LINES * angles * 16
