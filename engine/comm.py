@@ -94,6 +94,7 @@ class StopRequest:
 
     def __init__(self, *, comm):
         self._comm, self._signal, self._told, self._earlier = comm, None, False, {}
+        self._messages = []   # a message whose request is forgotten may lose its buffer before it is sent
 
     def __enter__(self):
         for number in STOP_SIGNALS:
@@ -119,9 +120,8 @@ class StopRequest:
             self._told = True
         if self._signal and not self._told:
             self._told = True
-            for rank in range(self._comm.size):
-                if rank != self._comm.rank:
-                    self._comm.isend(self._signal, dest=rank, tag=STOP_TAG)
+            others = [rank for rank in range(self._comm.size) if rank != self._comm.rank]
+            self._messages = [self._comm.isend(self._signal, dest=rank, tag=STOP_TAG) for rank in others]
         return self._signal is not None
 
     def agreed(self):
