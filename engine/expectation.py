@@ -21,7 +21,8 @@ from vitrea.kernels.marginal import (
     add_priors,
     angle_matrices,
     harmonic_order,
-    log_sum_columns,
+    line_peaks,
+    log_sum_lines,
     real_product,
     real_templates,
 )
@@ -210,8 +211,9 @@ class _Marginals:
         columns = level.n_shifts * MARGINAL_BATCH
         self._images = np.zeros(2 * MARGINAL_BATCH * level.grid.size, dtype=np.float32)
         self._product = np.zeros((n_rows, 2 * columns), dtype=np.float32)
-        self._scores = np.zeros((2, level.n_angles // 2, columns), dtype=np.float32)
-        self._scratch = np.zeros((3, MARGINAL_BATCH), dtype=np.float32)
+        self._scores = np.zeros((2, columns, level.n_angles // 2), dtype=np.float32)
+        self._peak, self._best = np.zeros(columns, dtype=np.float32), np.zeros(MARGINAL_BATCH, dtype=np.float32)
+        self._scratch = np.zeros((2, level.n_angles // 2), dtype=np.float32)
 
     def gather(self, particles, part, temperature):
         """Take the particles `part` (a slice of at most MARGINAL_BATCH) as columns."""
@@ -228,13 +230,13 @@ class _Marginals:
         product[self._order[level.grid.n_harmonics:]] = 0
         real_product(self._templates.real[k], level.n_shifts, self._images, n, level.grid.offset, self._order, product)
         add_priors(self._templates.log_prior[k], ctf_term, self._order, product)
-        half = level.n_angles // 2
-        even, odd = (part.reshape(-1)[:half * columns].reshape(half, columns) for part in self._scores)
+        even, odd = self._scores[:, :columns]
         n_even = self._even.shape[1] // 2
-        np.matmul(self._even, product[:n_even].reshape(-1, columns), out=even)
-        np.matmul(self._odd, product[n_even:].reshape(-1, columns), out=odd)
-        best, scratch, weight = (row[:n] for row in self._scratch)
-        total = log_sum_columns(even.reshape(-1, n), odd.reshape(-1, n), best, scratch, weight)
+        np.matmul(product[:n_even].reshape(-1, columns).T, self._even.T, out=even)
+        np.matmul(product[n_even:].reshape(-1, columns).T, self._odd.T, out=odd)
+        peak, best = self._peak[:columns], self._best[:n]
+        line_peaks(even, odd, peak)
+        total = log_sum_lines(even, odd, peak, best, self._scratch)
         return best + np.log(total)
 
 

@@ -1,16 +1,15 @@
 """Log-sum-exp over all poses of a class, for many particles at once, when nothing else is asked of the scores.
 
 With few rings a line of angles is short, and then a product with the matrix of the discrete Fourier transform beats
-an FFT: everything is a real matrix product whose columns are particles, no data is moved in between, and the
-reduction runs along vectors of particles. Angles ψ and ψ + π share the even harmonics and differ in the sign of the
-odd ones, which halves the work:
+an FFT: everything is a real matrix product and no data is moved in between. Angles ψ and ψ + π share the even
+harmonics and differ in the sign of the odd ones, which halves the work:
     score(ψ) = E(ψ) + O(ψ),   score(ψ + π) = E(ψ) − O(ψ).
 Harmonics are therefore ordered with the even m first.
 """
 import numba
 import numpy as np
 
-from vitrea.kernels.posterior import REASSOCIATE, exp_line
+from vitrea.kernels.posterior import NEGLIGIBLE, REASSOCIATE, exp_line
 
 
 def harmonic_order(n_rows):
@@ -20,8 +19,7 @@ def harmonic_order(n_rows):
 
 
 def angle_matrices(n_angles, n_rows):
-    """(float32[n/2, 2·even], float32[n/2, 2·odd]): from (Re, Im) of harmonics m < n_rows to E and O at ψ_j = 2πj/n, j
-    < n/2."""
+    """From (Re, Im) of harmonics m < n_rows to E and O at ψ_j = 2πj/n, j < n/2: float32[n/2, 2·even], [n/2, 2·odd]."""
     psi = 2.0 * np.pi * np.arange(n_angles // 2) / n_angles
     pair = []
     for parity in (0, 1):
@@ -79,33 +77,44 @@ def add_priors(log_prior, ctf_term, order, out):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=REASSOCIATE)
-def log_sum_columns(even, odd, best, scratch, weight):
-    """Σ exp over the rows of E + O and E − O, column by column: returns float64[n], best float32[n] being the maxima.
+def line_peaks(even, odd, peak):
+    """The larger of E + O and E − O along each line, which is E + |O|: float32[lines, n/2] twice → float32[lines]."""
+    for line in range(even.shape[0]):
+        e, o = even[line], odd[line]
+        best = e[0] + abs(o[0])
+        for j in range(e.size):
+            value = e[j] + abs(o[j])
+            best = value if value > best else best
+        peak[line] = best
 
-    even, odd float32[rows, n]; scratch, weight float32[n]. The result is relative to best: log Σ exp = best + log
-    result.
+
+@numba.njit(nogil=True, cache=True)
+def log_sum_lines(even, odd, peak, best, scratch):
+    """Σ exp over all lines and angles of each image, relative to its maximum: log Σ exp = best + log result.
+
+    even, odd float32[T·n, n_angles/2], line t·n + i belonging to image i; peak float32[T·n] as `line_peaks`; best
+    float32[n] receives the maxima; scratch float32[2, n_angles/2]. Lines far below the best are not exponentiated.
     """
-    n = even.shape[1]
+    n = best.size
     best[:] = -np.inf
-    for row in range(even.shape[0]):
-        e, o = even[row], odd[row]
-        for i in range(n):
-            peak = e[i] + abs(o[i])
-            best[i] = peak if peak > best[i] else best[i]
+    for line in range(peak.size):
+        best[line % n] = max(best[line % n], peak[line])
     total = np.zeros(n)
-    for row in range(even.shape[0]):
-        e, o = even[row], odd[row]
+    values, weights = scratch[0], scratch[1]
+    for line in range(peak.size):
+        image = line % n
+        if peak[line] < best[image] - NEGLIGIBLE:
+            continue
         for sign in (np.float32(1.0), np.float32(-1.0)):
-            for i in range(n):
-                scratch[i] = e[i] + sign * o[i] - best[i]
-            exp_line(scratch, np.float32(0.0), weight)
-            for i in range(n):
-                total[i] += weight[i]
+            for j in range(values.size):
+                values[j] = even[line, j] + sign * odd[line, j]
+            total[image] += exp_line(values, best[image], weights)
     return total
 
 
-def reference_log_sum_columns(even, odd, best, scratch, weight):
-    """NumPy twin of `log_sum_columns`."""
-    scores = np.concatenate([even + odd, even - odd]).astype(np.float64)
-    best[:] = scores.max(axis=0)
-    return np.exp(scores - scores.max(axis=0)).sum(axis=0)
+def reference_log_sum_lines(even, odd, peak, best, scratch):
+    """NumPy twin of `line_peaks` and `log_sum_lines`, which drops nothing."""
+    scores = np.concatenate([even + odd, even - odd], axis=1).astype(np.float64)
+    scores = scores.reshape(-1, best.size, scores.shape[1])
+    best[:] = scores.max(axis=(0, 2))
+    return np.exp(scores - scores.max(axis=(0, 2))[None, :, None]).sum(axis=(0, 2))

@@ -8,10 +8,11 @@ from vitrea.kernels.marginal import (
     add_priors,
     angle_matrices,
     harmonic_order,
-    log_sum_columns,
+    line_peaks,
+    log_sum_lines,
     real_product,
     real_templates,
-    reference_log_sum_columns,
+    reference_log_sum_lines,
     reference_real_product,
 )
 from vitrea.kernels.packed import PackedTable, gather_by_harmonic, gather_real
@@ -81,9 +82,13 @@ def test_priors_enter_where_the_transform_makes_them_constants_and_harmonics():
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
 def test_log_sum_is_that_of_the_definition_at_any_size(size):
-    random = np.random.default_rng(3)
-    even, odd = (size * random.normal(size=(2, 40, 13))).astype(np.float32)
-    best, twin, scratch, weight = np.zeros((4, 13), np.float32)
-    found = best + np.log(log_sum_columns(even, odd, best, scratch, weight))
-    expected = twin + np.log(reference_log_sum_columns(even, odd, twin, scratch, weight))
+    even, odd = (size * np.random.default_rng(3).normal(size=(2, SHIFTS * N, 9))).astype(np.float32)
+    best, twin, peak, scratch = (np.zeros(N, np.float32), np.zeros(N, np.float32), np.zeros(SHIFTS * N, np.float32),
+                                 np.zeros((2, 9), np.float32))
+    line_peaks(even, odd, peak)
+    np.testing.assert_array_equal(peak, np.maximum(even + odd, even - odd).max(axis=1))
+    total = log_sum_lines(even, odd, peak, best, scratch)
+    found = best + np.log(total)
+    total = reference_log_sum_lines(even, odd, peak, twin, scratch)
+    expected = twin + np.log(total)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
