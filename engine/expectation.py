@@ -19,10 +19,11 @@ from vitrea.kernels.harmonic import (
 )
 from vitrea.kernels.marginal import (
     add_priors,
-    angle_matrices,
     harmonic_order,
     line_peaks,
     log_sum_lines,
+    quarter_matrices,
+    quarters,
     real_product,
     real_templates,
 )
@@ -40,6 +41,7 @@ from vitrea.kernels.posterior import (
 LINES = 128  # lines of angles transformed at once: with their scores they stay in a core's L2 cache
 PRODUCT_LINES = 1344  # lines of one matrix product
 MARGINAL_BATCH = 128  # particles whose coarse evidence is found at once
+CLASSES_TOGETHER = 2  # classes of one coarse product: BLAS is half as fast again as with one
 SCORE_BUDGET = 2**25  # float32 scores kept between scoring and weighing, a thread (128 MB)
 
 
@@ -58,8 +60,9 @@ class Templates:
 
     @cached_property
     def real(self):
-        """float32[K, 4·size·T]: the same templates as real matrices, for a coarse level (kernels/marginal.py)."""
-        return np.stack([real_templates(one, self.level.grid.offset) for one in self.conjugated])
+        """The same templates as real matrices, CLASSES_TOGETHER at a time, for a coarse level (kernels/marginal.py)."""
+        groups = [self.conjugated[k:k + CLASSES_TOGETHER] for k in range(0, len(self.conjugated), CLASSES_TOGETHER)]
+        return [real_templates(np.concatenate(group, axis=1), self.level.grid.offset) for group in groups]
 
 
 def make_templates(level, references, class_prior, sigma_offset, n_terms):
@@ -200,43 +203,54 @@ class _Scorer:
 
 
 class _Marginals:
-    """Log-sum-exp over all coarse poses of a class, many particles at a time."""
+    """Log-sum-exp over all coarse poses of a class, many particles and a few classes at a time."""
 
     def __init__(self, templates):
         self._templates, level = templates, templates.level
-        n_terms = len(templates.power)
-        n_rows = min(max(level.grid.n_harmonics, 2 * n_terms - 1), level.n_angles // 2)
-        self._order = harmonic_order(n_rows)
-        self._even, self._odd = angle_matrices(level.n_angles, n_rows)
-        columns = level.n_shifts * MARGINAL_BATCH
+        n_angles = level.n_angles
+        n_rows = min(max(level.grid.n_harmonics, 2 * len(templates.power) - 1), n_angles // 2)
+        self._order, self._matrices = harmonic_order(n_rows), quarter_matrices(n_angles, n_rows)
+        lines = CLASSES_TOGETHER * level.n_shifts * MARGINAL_BATCH
         self._images = np.zeros(2 * MARGINAL_BATCH * level.grid.size, dtype=np.float32)
-        self._product = np.zeros((n_rows, 2 * columns), dtype=np.float32)
-        self._scores = np.zeros((2, columns, level.n_angles // 2), dtype=np.float32)
-        self._peak, self._best = np.zeros(columns, dtype=np.float32), np.zeros(MARGINAL_BATCH, dtype=np.float32)
-        self._scratch = np.zeros((2, level.n_angles // 2), dtype=np.float32)
+        self._product = np.zeros(2 * n_rows * lines, dtype=np.float32)
+        self._parts = np.zeros((4, lines, n_angles // 4), dtype=np.float32)
+        self._peak, self._best = np.zeros(lines, dtype=np.float32), np.zeros(MARGINAL_BATCH, dtype=np.float32)
+        self._overall = np.zeros(MARGINAL_BATCH, dtype=np.float32)
+        self._scratch = np.zeros((2, n_angles), dtype=np.float32)
 
     def gather(self, particles, part, temperature):
         """Take the particles `part` (a slice of at most MARGINAL_BATCH) as columns."""
         grid = self._templates.level.grid
         self._n = part.stop - part.start
+        self._overall[:] = -np.inf
         particles.table.gather(gather_real, particles.rows[part], grid, particles.ring_weight / temperature,
                                particles.scale[part], self._images)
 
-    def of_class(self, k, ctf_term):
-        """float64[n]: log Σ exp of the scores of class k; ctf_term complex64[n, J]."""
+    def evidence(self, ctf_terms):
+        """Yield (class, float64[n]): log Σ exp of its scores, or of the best alone where another class is far better.
+
+        ctf_terms complex64[K, n, J].
+        """
         level, n = self._templates.level, self._n
-        columns = level.n_shifts * n
-        product = self._product.reshape(-1)[:2 * columns * len(self._order)].reshape(len(self._order), 2, columns)
-        product[self._order[level.grid.n_harmonics:]] = 0
-        real_product(self._templates.real[k], level.n_shifts, self._images, n, level.grid.offset, self._order, product)
-        add_priors(self._templates.log_prior[k], ctf_term, self._order, product)
-        even, odd = self._scores[:, :columns]
-        n_even = self._even.shape[1] // 2
-        np.matmul(product[:n_even].reshape(-1, columns).T, self._even.T, out=even)
-        np.matmul(product[n_even:].reshape(-1, columns).T, self._odd.T, out=odd)
-        peak, best = self._peak[:columns], self._best[:n]
-        line_peaks(even, odd, peak)
-        total = log_sum_lines(even, odd, peak, best, self._scratch)
+        for first, matrix in zip(range(0, len(ctf_terms), CLASSES_TOGETHER), self._templates.real):
+            together = range(first, min(first + CLASSES_TOGETHER, len(ctf_terms)))
+            shifts, lines = len(together) * level.n_shifts, level.n_shifts * n
+            total, rows = shifts * n, len(self._order)
+            product = self._product[:2 * rows * total].reshape(rows, 2, total)
+            product[self._order[level.grid.n_harmonics:]] = 0
+            real_product(matrix, shifts, self._images, n, level.grid.offset, self._order, product)
+            for i, k in enumerate(together):
+                part = product[:, :, i * lines:(i + 1) * lines]
+                add_priors(self._templates.log_prior[k], ctf_terms[k], self._order, part)
+            parts, peak = self._parts[:, :total], self._peak[:total]
+            quarters(product, self._matrices, parts)
+            line_peaks(parts, peak)
+            for i, k in enumerate(together):
+                yield k, self._log_sum(parts, peak, slice(i * lines, (i + 1) * lines))
+
+    def _log_sum(self, parts, peak, lines):
+        best = self._best[:self._n]
+        total = log_sum_lines(parts[:, lines], peak[lines], self._overall[:self._n], best, self._scratch)
         return best + np.log(total)
 
 
@@ -278,8 +292,8 @@ def coarse_evidence(particles, search, work):
     for start in range(0, len(particles), MARGINAL_BATCH):
         part = slice(start, min(start + MARGINAL_BATCH, len(particles)))
         work.marginals.gather(particles, part, search.temperature)
-        for k in range(evidence.shape[1]):
-            evidence[part, k] = work.marginals.of_class(k, terms[k, part])
+        for k, found in work.marginals.evidence(terms[:, part]):
+            evidence[part, k] = found
     return evidence
 
 

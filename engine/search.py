@@ -63,8 +63,9 @@ def make_level(grid, offset_range, step, psi_step):
 
 
 def level_angles(grid, psi_step):
-    """How many in-plane angles: at most `psi_step` [degrees] apart, and enough for the harmonics of the grid."""
-    return fast_length(max(2 * grid.n_harmonics, int(np.ceil(360.0 / psi_step - GRID_TOLERANCE))))
+    """How many in-plane angles: at most `psi_step` [degrees] apart, enough for the grid, and a multiple of 4."""
+    needed = max(2 * grid.n_harmonics, int(np.ceil(360.0 / psi_step - GRID_TOLERANCE)))
+    return 2 * fast_length(-(-needed // 2))
 
 
 class Shifter:

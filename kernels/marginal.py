@@ -1,10 +1,13 @@
 """Log-sum-exp over all poses of a class, for many particles at once, when nothing else is asked of the scores.
 
 With few rings a line of angles is short, and then a product with the matrix of the discrete Fourier transform beats
-an FFT: everything is a real matrix product and no data is moved in between. Angles ψ and ψ + π share the even
-harmonics and differ in the sign of the odd ones, which halves the work:
-    score(ψ) = E(ψ) + O(ψ),   score(ψ + π) = E(ψ) − O(ψ).
-Harmonics are therefore ordered with the even m first.
+an FFT: everything is a real matrix product and no data is moved in between. With Re and Im of the even and of the odd
+harmonics in four blocks,
+    A = Σ_even c_m Re z cos mψ,   B = −Σ_even c_m Im z sin mψ,   C, D the same over odd m   (c_0 = 1, else 2),
+one quarter of the circle gives all of it:
+    score(ψ) = A + B + C + D,       score(−ψ) = A − B + C − D,
+    score(π − ψ) = A − B − C + D,   score(π + ψ) = A + B − C − D,
+on angles ψ_j = 2π(j + ½)/n, of which none is its own mirror image.
 """
 import numba
 import numpy as np
@@ -18,16 +21,23 @@ def harmonic_order(n_rows):
     return np.where(m % 2 == 0, m // 2, (n_rows + 1) // 2 + m // 2)
 
 
-def angle_matrices(n_angles, n_rows):
-    """From (Re, Im) of harmonics m < n_rows to E and O at ψ_j = 2πj/n, j < n/2: float32[n/2, 2·even], [n/2, 2·odd]."""
-    psi = 2.0 * np.pi * np.arange(n_angles // 2) / n_angles
-    pair = []
+def quarter_matrices(n_angles, n_rows):
+    """Cosines and −sines of even, then of odd harmonics m < n_rows: four float32[harmonics, n/4]; 4 divides n."""
+    psi = 2.0 * np.pi * (np.arange(n_angles // 4) + 0.5) / n_angles
+    matrices = []
     for parity in (0, 1):
-        m = np.arange(parity, n_rows, 2)
+        m = np.arange(parity, n_rows, 2)[:, None]
         factor = np.where(m == 0, 1.0, 2.0)
-        matrix = np.stack([factor * np.cos(np.outer(psi, m)), -factor * np.sin(np.outer(psi, m))], axis=2)
-        pair.append(np.ascontiguousarray(matrix.reshape(len(psi), -1).astype(np.float32)))
-    return tuple(pair)
+        matrices += [factor * np.cos(m * psi), -factor * np.sin(m * psi)]
+    return [matrix.astype(np.float32) for matrix in matrices]
+
+
+def quarters(product, matrices, out):
+    """A, B, C, D of lines: product float32[rows, 2, lines] in `harmonic_order`, out float32[4, lines, n/4]."""
+    even = len(matrices[0])
+    for i, matrix in enumerate(matrices):
+        rows = product[:even, i % 2] if i < 2 else product[even:, i % 2]
+        np.matmul(rows.T, matrix, out=out[i])
 
 
 def real_templates(conjugated, offset):
@@ -77,44 +87,53 @@ def add_priors(log_prior, ctf_term, order, out):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=REASSOCIATE)
-def line_peaks(even, odd, peak):
-    """The larger of E + O and E − O along each line, which is E + |O|: float32[lines, n/2] twice → float32[lines]."""
-    for line in range(even.shape[0]):
-        e, o = even[line], odd[line]
-        best = e[0] + abs(o[0])
-        for j in range(e.size):
-            value = e[j] + abs(o[j])
+def line_peaks(parts, peak):
+    """The largest score of each line: parts float32[4, lines, n/4] as `quarters` → float32[lines]."""
+    for line in range(peak.size):
+        a, b, c, d = parts[0, line], parts[1, line], parts[2, line], parts[3, line]
+        best = np.float32(-np.inf)
+        for j in range(a.size):
+            value = max(a[j] + b[j] + abs(c[j] + d[j]), a[j] - b[j] + abs(c[j] - d[j]))
             best = value if value > best else best
         peak[line] = best
 
 
-@numba.njit(nogil=True, cache=True)
-def log_sum_lines(even, odd, peak, best, scratch):
+@numba.njit(nogil=True, cache=True, fastmath=REASSOCIATE)
+def log_sum_lines(parts, peak, overall, best, scratch):
     """Σ exp over all lines and angles of each image, relative to its maximum: log Σ exp = best + log result.
 
-    even, odd float32[T·n, n_angles/2], line t·n + i belonging to image i; peak float32[T·n] as `line_peaks`; best
-    float32[n] receives the maxima; scratch float32[2, n_angles/2]. Lines far below the best are not exponentiated.
+    parts float32[4, T·n, n_angles/4], line t·n + i belonging to image i; peak float32[T·n] as `line_peaks`; best
+    float32[n] receives the maxima; overall float32[n], the maxima over the classes before, is updated; scratch
+    float32[2, n_angles]. Lines far below the best of all are not exponentiated: an image whose maximum here is far
+    below gets 1, for the maximum alone.
     """
-    n = best.size
+    n, quarter = best.size, parts.shape[2]
     best[:] = -np.inf
     for line in range(peak.size):
         best[line % n] = max(best[line % n], peak[line])
     total = np.zeros(n)
-    values, weights = scratch[0], scratch[1]
+    for i in range(n):
+        overall[i] = max(overall[i], best[i])
+        if best[i] < overall[i] - NEGLIGIBLE:
+            total[i] = 1.0
     for line in range(peak.size):
         image = line % n
-        if peak[line] < best[image] - NEGLIGIBLE:
+        if peak[line] < overall[image] - NEGLIGIBLE:
             continue
-        for sign in (np.float32(1.0), np.float32(-1.0)):
-            for j in range(values.size):
-                values[j] = even[line, j] + sign * odd[line, j]
-            total[image] += exp_line(values, best[image], weights)
+        for j in range(quarter):
+            a, b, c, d = parts[0, line, j], parts[1, line, j], parts[2, line, j], parts[3, line, j]
+            scratch[0, j] = a + b + (c + d)
+            scratch[0, quarter + j] = a + b - (c + d)
+            scratch[0, 2 * quarter + j] = a - b + (c - d)
+            scratch[0, 3 * quarter + j] = a - b - (c - d)
+        total[image] += exp_line(scratch[0], best[image], scratch[1])
     return total
 
 
-def reference_log_sum_lines(even, odd, peak, best, scratch):
+def reference_log_sum_lines(parts, best):
     """NumPy twin of `line_peaks` and `log_sum_lines`, which drops nothing."""
-    scores = np.concatenate([even + odd, even - odd], axis=1).astype(np.float64)
+    a, b, c, d = parts.astype(np.float64)
+    scores = np.concatenate([a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d], axis=1)
     scores = scores.reshape(-1, best.size, scores.shape[1])
     best[:] = scores.max(axis=(0, 2))
     return np.exp(scores - scores.max(axis=(0, 2))[None, :, None]).sum(axis=(0, 2))

@@ -6,10 +6,11 @@ import pytest
 from vitrea.kernels.harmonic import harmonic_product
 from vitrea.kernels.marginal import (
     add_priors,
-    angle_matrices,
     harmonic_order,
     line_peaks,
     log_sum_lines,
+    quarter_matrices,
+    quarters,
     real_product,
     real_templates,
     reference_log_sum_lines,
@@ -56,17 +57,21 @@ def test_real_products_equal_complex_ones(grid):
     np.testing.assert_allclose(found, twin, rtol=0, atol=2e-5 * np.abs(twin).max())
 
 
-@pytest.mark.parametrize(("n_angles", "n_rows"), [(12, 5), (12, 6), (30, 14), (2, 1)])
-def test_angle_matrices_are_the_inverse_transform(n_angles, n_rows):
+@pytest.mark.parametrize(("n_angles", "n_rows"), [(12, 5), (12, 6), (32, 14), (4, 1), (4, 2)])
+def test_a_quarter_of_the_circle_gives_the_scores_at_all_angles(n_angles, n_rows):
     z = random_complex(n_rows, 9)
     z[0] = z[0].real
-    expected = np.fft.irfft(z, n_angles, axis=0) * n_angles
-    rows = np.empty((n_rows, 2, 9), np.float32)
-    rows[harmonic_order(n_rows)] = np.stack([z.real, z.imag], axis=1)
-    even, odd = angle_matrices(n_angles, n_rows)
-    n_even = even.shape[1] // 2
-    e, o = even @ rows[:n_even].reshape(-1, 9), odd @ rows[n_even:].reshape(-1, 9)
-    np.testing.assert_allclose(np.concatenate([e + o, e - o]), expected, rtol=0, atol=1e-4)
+    product = np.empty((n_rows, 2, 9), np.float32)
+    product[harmonic_order(n_rows)] = np.stack([z.real, z.imag], axis=1)
+    parts = np.empty((4, 9, n_angles // 4), np.float32)
+    quarters(product, quarter_matrices(n_angles, n_rows), parts)
+    a, b, c, d = parts
+    psi = 2 * np.pi * (np.arange(n_angles // 4) + 0.5) / n_angles
+    m = np.arange(n_rows)[:, None]
+    for angle, found in ((psi, a + b + c + d), (-psi, a - b + c - d), (np.pi - psi, a - b - c + d),
+                         (np.pi + psi, a + b - c - d)):
+        factor = np.where(m == 0, 1, 2)
+        np.testing.assert_allclose(found, np.real(z.T @ (factor * np.exp(1j * m * angle))), rtol=0, atol=1e-4)
 
 
 def test_priors_enter_where_the_transform_makes_them_constants_and_harmonics():
@@ -82,13 +87,24 @@ def test_priors_enter_where_the_transform_makes_them_constants_and_harmonics():
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
 def test_log_sum_is_that_of_the_definition_at_any_size(size):
-    even, odd = (size * np.random.default_rng(3).normal(size=(2, SHIFTS * N, 9))).astype(np.float32)
-    best, twin, peak, scratch = (np.zeros(N, np.float32), np.zeros(N, np.float32), np.zeros(SHIFTS * N, np.float32),
-                                 np.zeros((2, 9), np.float32))
-    line_peaks(even, odd, peak)
-    np.testing.assert_array_equal(peak, np.maximum(even + odd, even - odd).max(axis=1))
-    total = log_sum_lines(even, odd, peak, best, scratch)
-    found = best + np.log(total)
-    total = reference_log_sum_lines(even, odd, peak, twin, scratch)
-    expected = twin + np.log(total)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    parts = (size * np.random.default_rng(3).normal(size=(4, SHIFTS * N, 9))).astype(np.float32)
+    best, twin, peak, scratch = (np.zeros(shape, np.float32) for shape in (N, N, SHIFTS * N, (2, 36)))
+    line_peaks(parts, peak)
+    overall = np.full(N, -np.inf, np.float32)
+    total = log_sum_lines(parts, peak, overall, best, scratch)
+    expected = reference_log_sum_lines(parts, twin)
+    np.testing.assert_array_equal(overall, best)
+    np.testing.assert_allclose(best, twin, rtol=1e-6)
+    np.testing.assert_allclose(best + np.log(total), twin + np.log(expected), rtol=1e-6)
+
+
+def test_an_image_far_below_a_class_before_gets_its_maximum_alone():
+    parts = np.random.default_rng(4).normal(size=(4, SHIFTS * N, 9)).astype(np.float32)
+    best, peak, scratch = (np.zeros(shape, np.float32) for shape in (N, SHIFTS * N, (2, 36)))
+    line_peaks(parts, peak)
+    overall = np.full(N, -np.inf, np.float32)
+    plain = log_sum_lines(parts, peak, overall, best, scratch)
+    overall[2] += 100.0
+    found = log_sum_lines(parts, peak, overall, best, scratch)
+    assert found[2] == 1.0
+    np.testing.assert_array_equal(np.delete(found, 2), np.delete(plain, 2))
