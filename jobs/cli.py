@@ -8,11 +8,12 @@ mistake is one line on stderr. Modules with numpy below them are imported inside
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vitrea.engine.errors import JobError
@@ -48,7 +49,7 @@ def version() -> str:
 def _new(arguments: argparse.Namespace) -> int:
     from vitrea.jobs.jobfile import JOBS, template
 
-    print(template(JOBS[arguments.type]), end="")
+    print(_load(BENCH_EXAMPLE)() if arguments.type == BENCH else template(JOBS[arguments.type]), end="")
     return DONE
 
 
@@ -102,6 +103,16 @@ def _compare(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+# Benchmarks are imported by nobody: the command line knows where they are, and loads them when they are asked for.
+BENCH, BENCH_WORDS, BENCH_EXAMPLE = "bench", "vitrea.benchmarks.command:fill", "vitrea.benchmarks.study:example"
+
+
+def _load(place: str) -> Callable[..., object]:
+    """The function at `module:function`."""
+    module, function = place.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def _watch(arguments: argparse.Namespace) -> int:
     from vitrea.jobs.watch import watch
 
@@ -120,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_job_commands(commands)
     _add_simulate(commands)
     _add_views(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -138,7 +150,8 @@ _SET_HELP = "change one key of the job file for this run, e.g. --set n_classes=1
 def _add_job_commands(commands: argparse._SubParsersAction) -> None:
     new = _command(commands, "new", _new, "print a commented job file with units and defaults",
                    "vitrea new classify2d > job.yaml")
-    new.add_argument("type", metavar="TYPE", choices=_job_names(), help=f"kind of job: {', '.join(_job_names())}")
+    new.add_argument("type", metavar="TYPE", choices=[*_job_names(), BENCH],
+                     help=f"kind of job: {', '.join(_job_names())}; or {BENCH}, a scaling study")
 
     check = _command(commands, "check", _check, "look a job over without running it: particles, memory, disk, poses",
                      "vitrea check job.yaml --ranks 8")
@@ -218,6 +231,18 @@ def _add_views(commands: argparse._SubParsersAction) -> None:
     watch.add_argument("--once", action="store_true", help="show the state now and leave")
 
 
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    words = "measure kernels, runs, scaling and other programs on this machine"
+    bench = commands.add_parser(BENCH, help=words, description=words[0].upper() + words[1:] + ".",
+                                formatter_class=_Formatter)
+    bench.fill = _bench_words
+
+
+def _bench_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> Sequence[str]:
+    _one_blas_thread()
+    return _load(BENCH_WORDS)(parser, list(words))
+
+
 def _command(
     commands: argparse._SubParsersAction, name: str, function: object, words: str, example: str
 ) -> argparse.ArgumentParser:
@@ -230,7 +255,16 @@ def _command(
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that tells a mistake in one line, as the rest of the program does."""
+    """An argument parser that tells a mistake in one line, as the rest of the program does.
+
+    fill(parser, words) -> words, where it is set, adds what the parser takes when the parser is first used.
+    """
+
+    fill: Callable[[argparse.ArgumentParser, Sequence[str]], Sequence[str]] | None = None
+
+    def parse_known_args(self, args=None, namespace=None):
+        fill, self.fill = self.fill, None
+        return super().parse_known_args(fill(self, args) if fill else args, namespace)
 
     def error(self, message: str) -> None:
         _complain(f"{message}; see '{self.prog} --help'")

@@ -1,0 +1,196 @@
+"""The words of `vitrea bench`: names, options, and what each of them calls. Only the standard library, until it runs."""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+SUMMARY = {
+    "estep": "everything between a particle's coefficients and its weights",
+    "polar": "pixels to angular harmonics, as particles are read",
+    "product": "the matrix products over rings",
+    "angles": "the transforms over angles",
+    "posterior": "scores to weights",
+    "accumulate": "weighted images into the sums of the M step",
+    "marginal": "the coarse pass",
+}
+DEFAULT_RECORDS = Path("bench.jsonl")
+YAML = (".yaml", ".yml")
+EPILOG = """\
+examples:
+  vitrea bench estep --classes 200 --rotations 240 --shifts 21 --rings 39 --json
+  vitrea bench kernels --plot roofline.png
+  vitrea bench run --particles 2000 --classes 20 --ranks 2
+  vitrea new bench > scaling.yaml; vitrea bench scaling.yaml
+  vitrea bench peers --particles 1000 --classes 10
+  vitrea bench compare before.jsonl after.jsonl
+
+Kernels are checked against their NumPy twins before the clock starts. Every measurement is one line in bench.jsonl,
+with commit, versions, CPU, MPI and load: docs/benchmarks.md."""
+
+
+def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """Give `vitrea bench` its sub-commands; returns the words, with `scaling` put before a YAML file."""
+    parser.epilog = EPILOG
+    commands = parser.add_subparsers(title="what", metavar="NAME", required=True)
+    for name, summary in SUMMARY.items():
+        one = _add(commands, parser, name, f"kernel: {summary}", _kernels)
+        _add_sizes(one)
+        one.set_defaults(names=[name])
+        if name == "estep":
+            one.add_argument("--adaptive", action="store_true",
+                             help="the coarse and the fine level, as the engine goes, on simulated particles")
+    every = _add(commands, parser, "kernels", "all kernels, one after the other", _kernels)
+    _add_sizes(every)
+    every.set_defaults(names=list(SUMMARY))
+    _add_run(_add(commands, parser, "run", "a whole run of classify2d on a simulated stack", _run))
+    _add_scaling(_add(commands, parser, "scaling", "a scaling study: vitrea bench STUDY.yaml", _scaling))
+    _add_peers(_add(commands, parser, "peers", "RELION beside us, on the same stack", _peers))
+    _add_compare(_add(commands, parser, "compare", "what changed between two files of records", _compare))
+    return ["scaling", *words] if words and words[0].endswith(YAML) else words
+
+
+def _add(commands, parent, name, words, function):
+    parser = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".",
+                                 formatter_class=parent.formatter_class)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_sizes(parser):
+    add = parser.add_argument
+    for name, default, words in (("classes", 200, "classes"), ("rotations", 240, "in-plane angles"),
+                                 ("shifts", 21, "shifts, as many as fill a disc"), ("rings", 39, "Fourier rings"),
+                                 ("particles", 64, "particles a run")):
+        add(f"--{name}", type=whole, default=default, metavar="N", help=f"{words} (default {default})")
+    add("--box", type=whole, metavar="L", help="box [px] (default: the smallest that has the rings)")
+    add("--support", type=float, metavar="PX", help="radius of the particle [px] (default 0.4 of the box)")
+    add("--seed", type=int, default=0, metavar="S", help="start of every random draw (default 0)")
+    add("--n", type=whole, default=5, metavar="N", help="runs under the clock, after a warm-up (default 5)")
+    add("--plot", type=Path, metavar="FILE.png", help="draw the kernels under the machine's roofline")
+    add("--quick", action="store_true", help="limits of the machine from small arrays: for tests only")
+    _add_output(parser)
+
+
+def _add_output(parser):
+    parser.add_argument("--json", action="store_true", help="print the records as JSON lines, for programs")
+    parser.add_argument("--records", type=Path, default=DEFAULT_RECORDS, metavar="FILE",
+                        help="JSON lines that the records are added to (default %(default)s)")
+
+
+def _add_stack(parser, particles, classes):
+    add = parser.add_argument
+    add("--particles", type=whole, default=particles, metavar="N", help=f"particles (default {particles:,})")
+    add("--views", type=whole, default=10, metavar="V", help="views of the stack (default 10)")
+    add("--box", type=whole, default=64, metavar="L", help="box [px] (default 64)")
+    add("--pixel-size", type=float, default=4.0, metavar="A", help="[Å/px] (default 4)")
+    add("--snr", type=float, default=0.1, metavar="S", help="signal variance over noise variance (default 0.1)")
+    add("--seed", type=int, default=0, metavar="S", help="of stack and run (default 0)")
+    add("--classes", type=whole, default=classes, metavar="K", help=f"classes (default {classes})")
+    add("--keep", type=Path, metavar="DIR", help="keep stack and runs here (default: a temporary folder, removed)")
+
+
+def _add_run(parser):
+    _add_stack(parser, 2000, 20)
+    add = parser.add_argument
+    add("--iterations", type=whole, default=10, metavar="I", help="full passes (default 10)")
+    add("--ranks", type=whole, default=1, metavar="R", help="MPI ranks (default 1)")
+    add("--threads", type=whole, default=1, metavar="T", help="threads a rank (default 1)")
+    add("--n", type=whole, default=1, metavar="N", help="runs under the clock (default 1)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the job, e.g. --set psi_step=12")
+    _add_output(parser)
+
+
+def _add_scaling(parser):
+    add = parser.add_argument
+    add("study", type=Path, metavar="STUDY.yaml", help="what to run; vitrea new bench prints a commented one")
+    add("--submit", choices=("slurm", "pbs"), help="write array scripts for a scheduler instead of running here")
+    add("--case", type=int, metavar="I", help="run case I only (what the array scripts do)")
+    add("--prepare", action="store_true", help="make the stacks only")
+    add("--report", action="store_true", help="tables and plots of what has been measured so far; run nothing")
+    add("--list", action="store_true", help="list the cases and leave")
+
+
+def _add_peers(parser):
+    _add_stack(parser, 1000, 10)
+    add = parser.add_argument
+    add("--relion", action="append", metavar="PATH[=FLAGS]",
+        help="a relion_refine, its own flags after =, e.g. /opt/relion-5/bin/relion_refine='--cpu'; may be given again "
+             "(default: the one on PATH)")
+    add("--iterations", type=whole, default=15, metavar="I", help="iterations of all (default 15)")
+    add("--psi-step", type=float, default=12.0, metavar="DEG", help="coarse angular step [degrees] (default 12)")
+    add("--offset-range", type=float, default=5.0, metavar="PX", help="shifts searched [px] (default 5)")
+    add("--offset-step", type=float, default=2.0, metavar="PX", help="coarse step of shifts [px] (default 2)")
+    add("--diameter", type=float, metavar="A", help="particle diameter [Å] (default: 0.78 of the box)")
+    _add_output(parser)
+
+
+def _add_compare(parser):
+    parser.add_argument("before", type=Path, metavar="A", help="JSON lines of vitrea bench")
+    parser.add_argument("after", type=Path, metavar="B", help="JSON lines of vitrea bench")
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def whole(text):
+    """A whole number of at least 1, or argparse's complaint."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' was found; expected a whole number, at least 1")
+    return int(text)
+
+
+def _kernels(arguments):
+    from vitrea.benchmarks.records import keep
+    from vitrea.benchmarks.roofline import draw_roofline
+    from vitrea.benchmarks.specimens import Sizes
+    from vitrea.benchmarks.suite import QUICK, Effort, measure, told
+
+    sizes = Sizes(**{name: getattr(arguments, name) for name in Sizes.__dataclass_fields__})
+    effort = Effort(arguments.n, **(QUICK if arguments.quick else {}))
+    records = []
+    for name in arguments.names:
+        adaptive = getattr(arguments, "adaptive", False)
+        records.append(measure("adaptive" if adaptive else name, sizes, effort))
+        keep(arguments.records, records[-1])
+        print(json.dumps(records[-1]) if arguments.json else told(records[-1]), flush=True)
+    if arguments.plot:
+        draw_roofline(arguments.plot, records)
+    if not arguments.json:
+        print(_where(arguments, records[-1]))
+    return 0
+
+
+def _where(arguments, record):
+    written = [str(arguments.records), *([str(arguments.plot)] if getattr(arguments, "plot", None) else [])]
+    return (f"{record['cpu']}, {record['cores']} cores, load {record['load'][0]:.1f}   commit {record['commit']}   "
+            f"written: {', '.join(written)}")
+
+
+def _run(arguments):
+    from vitrea.benchmarks.records import keep
+    from vitrea.benchmarks.whole import measure, told
+
+    record = measure(arguments)
+    keep(arguments.records, record)
+    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
+    return 0
+
+
+def _scaling(arguments):
+    from vitrea.benchmarks.scaling import command
+
+    return command(arguments)
+
+
+def _peers(arguments):
+    from vitrea.benchmarks.peers import command
+
+    return command(arguments)
+
+
+def _compare(arguments):
+    from vitrea.benchmarks.changes import changes, told
+    from vitrea.benchmarks.records import read_all
+
+    found = changes(read_all(arguments.before), read_all(arguments.after))
+    print(json.dumps(found) if arguments.json else told(found))
+    return 0
