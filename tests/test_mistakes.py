@@ -227,9 +227,9 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
-@pytest.mark.parametrize(("limit", "name", "kept"), [
-    (700, "record.jsonl", False), (15_000, "checkpoint.h5", False), (40_000, "run_data.star", True)])
+@pytest.mark.parametrize(("ranks", "limit", "name", "kept"), [
+    (0, 700, "record.jsonl", False), (0, 15_000, "checkpoint.h5", False), (0, 40_000, "run_data.star", True),
+    (2, 15_000, "checkpoint.h5", False)])
 def test_a_file_that_cannot_grow_ends_in_a_sentence(folder, launch, ranks, limit, name, kept):
     """The system refuses to let any file grow beyond a limit, which programs meet as they meet a full disk."""
     (folder / "limited.py").write_text(LIMITED)

@@ -1,8 +1,5 @@
 """What a job is said to need: the figures that can be counted are counted, and the whole is compared with a run."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from vitrea.engine.particles import read_particles
 from vitrea.engine.plan import BYTES_A_PARTICLE, BYTES_A_ROW, plan
 from vitrea.engine.shards import Shard, make_blocks
 
-SMALL_RUNS_MAY_BE_OFF = 0.35   # the program itself is most of them, and varies with versions
+WITHIN = 0.2   # what the program promises
 
 
 def options_for(star, **keys):
@@ -53,13 +50,14 @@ def test_memory_limit_is_held_before_anything_is_read(stacks):
         plan(options_for(table.path, memory_limit=0.15), table, 1)
 
 
-def test_what_is_said_before_the_start_is_what_a_run_takes(stacks, tmp_path):
-    text = (f"job: classify2d\ninput: {stacks}/mixed.star\noutput: {tmp_path}/run\nn_classes: 12\n"
-            "particle_diameter: 140\nmax_iterations: 5\n")
-    (tmp_path / "job.yaml").write_text(text)
-    subprocess.run([sys.executable, "-m", "vitrea.jobs", "run", tmp_path / "job.yaml"], check=True, capture_output=True,
-                   env={name: value for name, value in os.environ.items() if not name.startswith("PMI")})
-    records = read_records(tmp_path / "run" / "record.jsonl")
+def test_what_is_said_before_the_start_is_what_a_run_takes(stacks, launch, tmp_path):
+    """Of the second run: the first one after a change of the kernels compiles them, which takes more."""
+    for folder in ("first", "second"):
+        text = (f"job: classify2d\ninput: {stacks}/mixed.star\noutput: {folder}\nn_classes: 12\n"
+                "particle_diameter: 140\nmax_iterations: 5\n")
+        (tmp_path / "job.yaml").write_text(text)
+        assert launch(0, "-m", "vitrea.jobs", "run", "job.yaml").returncode == 0
+    records = read_records(tmp_path / "second" / "record.jsonl")
     said = next(record["memory_per_rank"] for record in records if record["kind"] == "start")
     taken = max(record["memory"] for record in records if record["kind"] == "iteration")
-    assert taken == pytest.approx(said, rel=SMALL_RUNS_MAY_BE_OFF)
+    assert taken == pytest.approx(said, rel=WITHIN)
