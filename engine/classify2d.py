@@ -273,10 +273,11 @@ def _advanced(run, state, totals):
     model = replace(model, rings=rings, rings_before=before)
     marching = state.marching and rings > before
     changed = totals.changed / totals.particles
-    settling = changed > run.options.convergence_change and changed < STILL_FALLING * state.least_changed
+    least = 1.0 if changes else state.least_changed
+    settling = changed > run.options.convergence_change and changed < STILL_FALLING * least
     news = bool(changes) or rings > before or settling
     state = replace(state, model=model, marching=marching, quiet=0 if news else state.quiet + 1,
-                    least_changed=min(changed, state.least_changed),
+                    least_changed=1.0 if changes else min(changed, least),
                     iteration=state.iteration + 1, in_stage=state.in_stage + 1)
     if state.stage == "minibatch" and (state.in_stage >= run.options.minibatch_iterations or settled(state)):
         state = replace(state, stage="full", in_stage=0, quiet=0, least_changed=1.0, batches_for_all=1, running=None)
