@@ -13,7 +13,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from measure import RESULTS, append_line, classify, compared, environment, iterations_of, simulate, table
+from vitrea.benchmarks.measure import (
+    RESULTS,
+    append_line,
+    classify,
+    compared,
+    environment,
+    iterations_of,
+    simulate,
+    table,
+)
 
 BOX, PIXEL_SIZE, DIAMETER, PARTICLES_A_VIEW = 64, 4.0, 200.0, 200      # px, Å/px, Å
 COLUMNS = ("views", "K", "SNR", "seed", "purity", "ARI", "views found", "most views in one class", "angle [°]",

@@ -6,11 +6,13 @@ is no longer there is listed in `missing`, and its time counts for the phase aro
 """
 import functools
 import importlib
+import threading
 import time
 
+OPAQUE = ("compile",)   # phases whose insides are not looked into: kernels run there, but not for the job
 # What the E step calls, by phase. `coarse` is the whole coarse pass; `other` is what expect does besides.
 E_STEP = {
-    "other": ("vitrea.engine.expectation:expect",),
+    "other": ("vitrea.engine.expectation:expect", "vitrea.engine.em:expect"),
     "coarse": ("vitrea.engine.expectation:coarse_evidence",),
     "gather": ("vitrea.kernels.packed:PackedTable.gather", "vitrea.engine.expectation:ctf_terms"),
     "score": ("vitrea.engine.expectation:harmonic_product", "vitrea.engine.expectation:pack_lines",
@@ -21,11 +23,11 @@ E_STEP = {
     "accumulate": ("vitrea.engine.expectation:accumulate_lines", "vitrea.kernels.fourier:LinesToHarmonics.execute",
                    "vitrea.engine.expectation:_gather_weights", "vitrea.engine.expectation:_block_sums"),
 }
-# What happens before and after the iterations, and around the E step. `collective` is filled by the communicator.
+# What happens before and after the iterations, and around the E step.
 RUN = {
+    "compile": ("vitrea.engine.classify2d:compile_kernels",),
     "read": ("vitrea.engine.stacks:StackReader.read", "vitrea.engine.load:read_particles"),
     "transform": ("vitrea.engine.shards:Loader.load",),
-    "compile": ("vitrea.engine.classify2d:compile_kernels",),
     "templates": ("vitrea.engine.classify2d:make_search",),
     "m_step": ("vitrea.engine.classify2d:maximise",),
     "write": ("vitrea.engine.classify2d:results.write", "vitrea.engine.classify2d:write_checkpoint"),
@@ -35,13 +37,13 @@ RUN = {
 class Clocks:
     """Context manager that puts clocks round places: `seconds` and `calls` by phase, `missing` places.
 
-    timer: time.perf_counter, or time.process_time where only CPU time counts. For one thread: with more, the times of
-    all threads add up and nesting is no longer told apart.
+    timer: time.perf_counter, or time.process_time where only CPU time of a single thread counts. Times of several
+    threads add up.
     """
 
     def __init__(self, *tables, timer=time.perf_counter):
-        self.seconds, self.calls, self.missing, self._inner, self._undo = {}, {}, [], [0.0], []
-        self._tables, self._timer = tables, timer
+        self.seconds, self.calls, self.missing, self._undo = {}, {}, [], []
+        self._tables, self._timer, self._nest = tables, timer, threading.local()
 
     def __enter__(self):
         for table in self._tables:
@@ -78,14 +80,21 @@ class Clocks:
         """`function`, its time counted for `phase`, without what clocked functions inside it take."""
         @functools.wraps(function)
         def clocked(*arguments, **keywords):
+            nest = self._nest.__dict__.setdefault("open", [])   # (phase, seconds in clocked functions inside)
+            if nest and nest[-1][0] in OPAQUE:
+                return function(*arguments, **keywords)
+            nest.append([phase, 0.0])
             begin = self._timer()
-            self._inner.append(0.0)
             try:
                 return function(*arguments, **keywords)
             finally:
-                whole, inside = self._timer() - begin, self._inner.pop()
-                self._inner[-1] += whole
-                self.seconds[phase] = self.seconds.get(phase, 0.0) + whole - inside
-                self.calls[phase] = self.calls.get(phase, 0) + 1
+                whole = self._timer() - begin
+                self._count(phase, whole - nest.pop()[1])
+                if nest:
+                    nest[-1][1] += whole
 
         return clocked
+
+    def _count(self, phase, seconds):
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        self.calls[phase] = self.calls.get(phase, 0) + 1

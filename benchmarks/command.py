@@ -1,4 +1,4 @@
-"""The words of `vitrea bench`: names, options, and what each of them calls. Only the standard library, until it runs."""
+"""The words of `vitrea bench`: names, options, and what each calls. Only the standard library, until it runs."""
 from __future__ import annotations
 
 import argparse

@@ -75,7 +75,8 @@ class EStep:
         self.space = Workspace(self.search)
 
     def run(self):
-        return expectation.expect(self.particles, self.search, self.space)[0]   # by its place: a clock may lie round it
+        # by its place in the module: a clock may lie round it
+        return expectation.expect(self.particles, self.search, self.space)[0]
 
     def check(self):
         poses, worst = self.run(), 0.0
@@ -212,8 +213,8 @@ def _options(sizes, folder):
     return Classify2dOptions(
         input=folder / "particles.star", output=folder / "run", n_classes=sizes.classes,
         particle_diameter=2.0 * 2.0 * sizes.grid.support * 0.8, psi_step=2.0 * 360.0 / sizes.rotations,
-        offset_range=step * sizes.offset_range, offset_step=2.0 * step, max_resolution=sizes.box_size * 2.0 / sizes.rings,
-        center_classes=False)
+        offset_range=step * sizes.offset_range, offset_step=2.0 * step, center_classes=False,
+        max_resolution=sizes.box_size * 2.0 / sizes.rings)
 
 
 def _model(sizes, shard, geometry, views_path):

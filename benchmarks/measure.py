@@ -136,7 +136,10 @@ def environment():
 
 
 def _commit():
-    """The short hash of HEAD, with a + if tracked files differ from it; or "unknown" outside a repository."""
+    """The short hash of HEAD, with a + if tracked files differ from it; or "unknown" outside our repository."""
+    ours = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=HERE, capture_output=True, check=False)
+    if ours.returncode:        # a wheel, perhaps in an environment inside somebody else's repository
+        return "unknown"
     found = [subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False)
              for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno"))]
     if any(each.returncode for each in found):

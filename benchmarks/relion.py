@@ -19,8 +19,19 @@ import tempfile
 from pathlib import Path
 
 import mrcfile
-from frc import class_curves, summary
-from measure import RESULTS, append_line, classify, compared, environment, iterations_of, run_measured, simulate, table
+
+from vitrea.benchmarks.frc import class_curves, summary
+from vitrea.benchmarks.measure import (
+    RESULTS,
+    append_line,
+    classify,
+    compared,
+    environment,
+    iterations_of,
+    run_measured,
+    simulate,
+    table,
+)
 
 COLUMNS = ("program", "K", "seed", "ms/particle·it", "CPU s", "wall s", "MB", "purity", "ARI", "views", "most views",
            "angle [°]", "shift [px]", "FRC=0.5 [Å]", "mean FRC", "by view [Å]", "by-view FRC")

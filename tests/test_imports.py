@@ -8,21 +8,22 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ROOMS = ("kernels", "engine", "picker", "jobs")
+ROOMS = ("kernels", "engine", "picker", "jobs", "benchmarks")
 MAY_IMPORT = {
     "kernels": {"kernels"},
     "engine": {"engine", "kernels"},
     "picker": {"picker", "engine", "kernels"},
     "jobs": {"jobs", "picker", "engine", "kernels"},
+    "benchmarks": {"benchmarks", "jobs", "picker", "engine", "kernels"},
 }
 # Outer library -> the files (or rooms) that may import it.
 DOORS = {
     "mpi4py": ("engine/comm.py",),
     "pyfftw": ("kernels/fourier.py",),
-    "yaml": ("jobs/",),
+    "yaml": ("jobs/", "benchmarks/study.py"),
     "rich": ("jobs/",),
-    "argparse": ("jobs/",),
-    "mrcfile": ("engine/", "picker/"),
+    "argparse": ("jobs/", "benchmarks/"),
+    "mrcfile": ("engine/", "picker/", "benchmarks/"),
     "gemmi": ("engine/",),
     "h5py": ("engine/", "picker/"),
     "logging": (),
@@ -67,7 +68,18 @@ def test_kernels_do_not_speak():
 def test_the_command_line_comes_without_the_numerical_libraries():
     code = "import sys, vitrea.jobs.cli as cli; cli._parser(); print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"numpy", "numba", "scipy", "mpi4py", "rich", "matplotlib"} & set(loaded)
+    assert not {"numpy", "numba", "scipy", "mpi4py", "rich", "matplotlib", "vitrea.benchmarks"} & set(loaded)
+
+
+def test_the_words_of_bench_come_without_the_numerical_libraries():
+    code = (
+        "import sys, vitrea.jobs.cli as cli\n"
+        "try:\n    cli.main(['bench', 'estep', '--help'])\n"
+        "except SystemExit:\n    print(' '.join(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--rotations N" in said
+    assert not {"numpy", "numba", "scipy", "mpi4py", "rich", "matplotlib"} & set(said.split())
 
 
 def test_importing_a_room_starts_nothing():

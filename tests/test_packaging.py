@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ROOMS = ("kernels", "engine", "picker", "jobs")
+ROOMS = ("kernels", "engine", "picker", "jobs", "benchmarks")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_no_module_is_missing_from_the_wheel(wheel):
 def test_the_wheel_holds_the_licence_and_no_tests(wheel):
     inside = zipfile.ZipFile(wheel).namelist()
     assert any(name.endswith("LICENSE") for name in inside)
-    assert not [name for name in inside if name.split("/")[0] in (*ROOMS, "tests", "benchmarks")]
+    assert not [name for name in inside if name.split("/")[0] in (*ROOMS, "tests")]
     assert "vitrea/__init__.py" not in inside
 
 
@@ -54,9 +54,16 @@ def test_the_wheel_works_from_another_folder(wheel, tmp_path):
         f"sys.path.append({str(Path(pytest.__file__).parent.parent)!r})\n"
         "import vitrea.jobs.cli, vitrea.kernels, vitrea.picker\n"
         "print(vitrea.jobs.cli.__file__)\n"
-        "sys.exit(vitrea.jobs.cli.main(['new', 'classify2d']))"
+        "sys.exit(vitrea.jobs.cli.main(['new', 'classify2d']) or vitrea.jobs.cli.main(['new', 'bench']))"
     )
     ran = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(str(tmp_path / "site" / "vitrea" / "jobs" / "cli.py"))
     assert "n_classes: 50" in ran.stdout
+    assert "layouts: [[1, 1]" in ran.stdout
+
+
+def test_the_wheel_holds_the_example_study_and_the_scripts_for_schedulers(wheel):
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("scaling.yaml", "templates/slurm.sh", "templates/pbs.sh"):
+        assert f"vitrea/benchmarks/{name}" in inside, "is it listed in setup.cfg?"

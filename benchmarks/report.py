@@ -1,0 +1,235 @@
+"""What a scaling study found: tables in Markdown, plots, and a prediction that says that it is one."""
+import statistics
+from pathlib import Path
+
+from vitrea.benchmarks.measure import table
+from vitrea.benchmarks.predict import communication, gather_bytes, predicted, rates, row_seconds, sum_bytes
+from vitrea.engine.files import written_beside
+
+MEASURED = ("particles", "K", "ranks × threads", "s/iteration", "spread", "model", "speed-up", "efficiency",
+            "communication", "CPU ms/particle·it", "n", "")
+COUNTED = ("particles", "K", "ranks", "Allreduces/iteration", "sums counted [bytes]", "computed [bytes]",
+           "gathered counted [bytes]", "computed [bytes]", "table broadcast [bytes]")
+PREDICTED = ("particles", "K", "ranks", "particles a rank", "s/iteration", "E", "M", "rest", "Allreduce", "gather",
+             "efficiency", "communication")
+
+
+def write_report(study, records, folder, stack):
+    """Write scaling.md and the plots into `folder`; returns the text. stack: the STAR file of one of the stacks."""
+    groups = grouped(records)
+    measured = [row for group in groups.values() for row in group]
+    geometry = _geometry(study, stack)
+    counted, small = check_traffic(measured, geometry)
+    row_time = row_seconds(folder)
+    models = {n: rates([row["record"] for row in measured if row["layout"] == (1, 1) and row["classes"] == n],
+                       _last_sums(measured, n), small, row_time) for n in sorted({row["classes"] for row in measured})}
+    forecast = [each for n, model in models.items() for each in forecasts(study, model, n)]
+    text = _document(study, records, groups, counted, forecast, models)
+    with written_beside(folder / "scaling.md") as beside:
+        beside.write_text(text)
+    draw_measured(folder / "scaling.png", groups)
+    draw_predicted(folder / "predicted.png", forecast)
+    return text
+
+
+def grouped(records):
+    """{(kind, size, classes): [row by layout]}: medians over the repeats, compared with the layout [1, 1]."""
+    groups = {}
+    for record in records:
+        key = record["name"], record["size"], record["classes"]
+        groups.setdefault(key, {}).setdefault((record["ranks"], record["threads"]), []).append(record)
+    return {key: _rows(key, layouts) for key, layouts in groups.items() if (1, 1) in layouts}
+
+
+def _rows(key, layouts):
+    one = _seconds(layouts[1, 1])
+    rows = []
+    for (ranks, threads), runs in sorted(layouts.items(), key=lambda item: (item[0][0] * item[0][1], item[0])):
+        seconds, cores = _seconds(runs), ranks * threads
+        middle = statistics.median(seconds)
+        speed_up = statistics.median(one) / middle * (cores if key[0] == "weak" else 1)
+        record = min(runs, key=lambda run: abs(run["iterating_seconds"] / run["iterations"] - middle))
+        rows.append({"kind": key[0], "classes": key[2], "particles": runs[0]["particles"], "layout": (ranks, threads),
+                     "cores": cores, "seconds": middle, "spread": max(seconds) - min(seconds), "speed_up": speed_up,
+                     "efficiency": speed_up / cores, "n": len(runs), "record": record,
+                     "cpu_ms": statistics.median(run["cpu_ms_per_particle_iteration"] for run in runs),
+                     "communication": statistics.median(run["reduce"] / run["iterating_seconds"] for run in runs),
+                     "oversubscribed": runs[0]["oversubscribed"]})
+    return rows
+
+
+def _seconds(runs):
+    return [run["iterating_seconds"] / run["iterations"] for run in runs]
+
+
+def check_traffic(rows, geometry):
+    """(table rows, further small Allreduces an iteration): what was counted beside what the model says.
+
+    Of the last iteration, whose rings are those the iteration before it chose.
+    """
+    found, small = [], 0
+    for row in rows:
+        record, (ranks, threads) = row["record"], row["layout"]
+        stages = record["traffic"]
+        last = stages[str(record["iterations"])]
+        calls, _, _, largest = last["Allreduce"]
+        small = max(small, calls - 1)
+        computed = sum_bytes(row["classes"], geometry, record["rings"][-2]) if record["iterations"] > 1 else None
+        if threads == 1:
+            found.append({"particles": row["particles"], "classes": row["classes"], "ranks": ranks,
+                          "allreduces": calls, "sums": largest, "sums_computed": computed,
+                          "gathered": last["Gatherv"][2], "gathered_computed": gather_bytes(row["particles"]),
+                          "table": stages["start"]["bcast"][1]})
+    return found, small
+
+
+def _last_sums(rows, n_classes):
+    return max(row["record"]["traffic"][str(row["record"]["iterations"])]["Allreduce"][3]
+               for row in rows if row["classes"] == n_classes)
+
+
+def forecasts(study, model, n_classes):
+    """Predicted iterations: dicts of particles, ranks, parts [s]."""
+    found = []
+    for particles in study.predict.particles:
+        one = sum(predicted(model, study.network, particles, 1).values())
+        for ranks in study.predict.ranks:
+            parts = predicted(model, study.network, particles, ranks)
+            found.append({"particles": particles, "classes": n_classes, "ranks": ranks, "parts": parts,
+                          "seconds": sum(parts.values()), "efficiency": one / sum(parts.values()) / ranks,
+                          "communication": communication(parts)})
+    return found
+
+
+def _geometry(study, stack):
+    """The polar grid of the study's stacks, as the engine makes it."""
+    from vitrea.benchmarks.whole import DIAMETER
+    from vitrea.engine.geometry import make_geometry
+    from vitrea.engine.options import Classify2dOptions, options_of
+    from vitrea.engine.particles import read_particles
+
+    known = options_of(Classify2dOptions)
+    keys = {name: known[name].parse(str(value)) for name, value in study.job.items()}
+    options = Classify2dOptions(input=stack, output=stack.parent / "run", n_classes=2, **{
+        "particle_diameter": DIAMETER * study.stack.box * study.stack.pixel_size, **keys})
+    return make_geometry(read_particles(stack), options)
+
+
+def _document(study, records, groups, counted, forecast, models):
+    one = records[-1]
+    shared = any(row["oversubscribed"] for rows in groups.values() for row in rows)
+    lines = ["# Scaling of classify2d", "",
+             f"{one['cpu']}, {one['cores']} cores, {one['mpi']}; commit {one['commit']}; load "
+             f"{min(each['load'][0] for each in records):.1f}–{max(each['load'][0] for each in records):.1f} when the "
+             "runs ended. Time is that of the iterations, without start and results; median of n, spread largest less "
+             "least. Communication is the time in messages, waiting for other ranks included. "
+             "Model: what the model below computes for this row.", ""]
+    if shared:
+        lines += ["**oversubscribed**: more ranks and threads than cores. Such runs are there for the numbers and "
+                  "sizes of their messages; their times say nothing.", ""]
+    for (kind, size, n_classes), rows in groups.items():
+        words = f"{size:,} particles" if kind == "strong" else f"{size:,} particles a core"
+        lines += [f"## Measured: {kind} scaling, {words}, K = {n_classes}", "",
+                  table(MEASURED, [_measured_row(row, models[n_classes], study.network) for row in rows]), ""]
+    lines += ["## Counted: messages beside the model", "",
+              "Of the last iteration, by a counting communicator, bytes given by all ranks (sums: by one rank). "
+              + _traffic_verdict(counted), "", table(COUNTED, map(_counted_row, counted)), "",
+              "## Predicted, not measured", "", _assumptions(study, models), "",
+              table(PREDICTED, [_predicted_row(each) for each in forecast]), ""]
+    return "\n".join(lines)
+
+
+def _measured_row(row, model, network):
+    ranks, threads = row["layout"]
+    computed = sum(predicted(model, network, row["particles"], ranks).values())
+    return (f"{row['particles']:,}", row["classes"], f"{ranks} × {threads}", f"{row['seconds']:.3g}",
+            f"{row['spread']:.2g}" if row["n"] > 1 else "–", f"{computed:.3g}" if threads == 1 else "–",
+            f"{row['speed_up']:.2f}", f"{100 * row['efficiency']:.0f} %",
+            f"{100 * row['communication']:.1f} %", f"{row['cpu_ms']:.3g}", row["n"],
+            "oversubscribed" if row["oversubscribed"] else "")
+
+
+def _counted_row(row):
+    return (f"{row['particles']:,}", row["classes"], row["ranks"], row["allreduces"], f"{row['sums']:,}",
+            "–" if row["sums_computed"] is None else f"{row['sums_computed']:,}", f"{row['gathered']:,}",
+            f"{row['gathered_computed']:,}", f"{row['table']:,}")
+
+
+def _traffic_verdict(counted):
+    wrong = [row for row in counted if row["sums"] != row["sums_computed"] and row["sums_computed"] is not None]
+    wrong += [row for row in counted if row["gathered"] != row["gathered_computed"]]
+    if wrong:
+        return f"**{len(wrong)} of {2 * len(counted)} sizes differ from the model.**"
+    return "Every size is what the model computes."
+
+
+def _assumptions(study, models):
+    network = study.network
+    lines = ["From rates measured on one rank, message sizes computed (and counted above), and a network as given: "
+             f"latency {1e6 * network.latency:g} µs, {network.bandwidth / 1e9:g} GB/s a link. Not in it: reading the "
+             "particles, memory bandwidth shared by the cores of a node, other traffic, the arithmetic of the "
+             "reduction; the file system. Particles are dealt in whole blocks: "
+             "with more ranks than blocks some have nothing to do. One rank computes each core; s/iteration in parts."]
+    lines += [f"- K = {n}: {1e3 * model.t_particle:.3g} ms a particle and iteration, M {model.m_step:.3g} s, rest "
+              f"{model.rest:.3g} s and {1e6 * model.row:.2g} µs a particle, sums of {model.sums:,} bytes, "
+              f"{model.small:g} further Allreduces" for n, model in models.items()]
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _predicted_row(row):
+    parts = row["parts"]
+    return (f"{row['particles']:,}", row["classes"], row["ranks"], f"{row['particles'] / row['ranks']:,.0f}",
+            f"{row['seconds']:.3g}", *(f"{parts[name]:.2g}" for name in parts), f"{100 * row['efficiency']:.0f} %",
+            f"{100 * row['communication']:.2g} %")
+
+
+def _figure(width, panels):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 4.0), layout="constrained")
+    return figure, figure.subplots(1, panels)
+
+
+def draw_measured(path, groups):
+    """Speed-up, efficiency and share of communication over cores; oversubscribed runs are hollow."""
+    figure, panels = _figure(13.0, 3)
+    names = (("speed_up", "speed-up", 1.0), ("efficiency", "efficiency [%]", 100.0),
+             ("communication", "communication [% of an iteration]", 100.0))
+    most = max(row["cores"] for rows in groups.values() for row in rows)
+    panels[0].plot([1, most], [1, most], color="0.7", ls="--", label="ideal")
+    panels[1].axhline(100.0, color="0.7", ls="--")
+    for number, ((kind, size, n_classes), rows) in enumerate(groups.items()):
+        colour = f"C{number % 10}"
+        label = f"{kind}, {size:,}{' a core' if kind == 'weak' else ''}, K {n_classes}"
+        for panel, (name, words, factor) in zip(panels, names):
+            for filled in (True, False):
+                some = [row for row in rows if row["oversubscribed"] != filled]
+                panel.plot([row["cores"] for row in some], [factor * row[name] for row in some], "o", color=colour,
+                           mfc=colour if filled else "none", label=label if filled and panel is panels[0] else None)
+            panel.set(xlabel="cores (ranks × threads); hollow: oversubscribed", ylabel=words, xscale="log")
+            panel.set_xticks(sorted({row["cores"] for row in rows}), labels=None)
+    panels[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_predicted(path, forecast):
+    """Predicted time of an iteration over ranks, and the share of communication."""
+    figure, panels = _figure(10.0, 2)
+    for key in dict.fromkeys((row["particles"], row["classes"]) for row in forecast):
+        rows = [row for row in forecast if (row["particles"], row["classes"]) == key]
+        label = f"{key[0]:,} particles, K {key[1]}"
+        ranks = [row["ranks"] for row in rows]
+        panels[0].loglog(ranks, [row["seconds"] for row in rows], "s--", mfc="none", label=label)
+        panels[1].semilogx(ranks, [100.0 * row["communication"] for row in rows], "s--", mfc="none", label=label)
+    panels[0].set(xlabel="ranks", ylabel="s/iteration", title="predicted, not measured")
+    panels[1].set(xlabel="ranks", ylabel="communication [% of an iteration]", title="predicted, not measured")
+    panels[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure, path):
+    with written_beside(Path(path)) as beside:
+        figure.savefig(beside, format="png", dpi=120)

@@ -1,0 +1,12 @@
+#!/bin/bash
+#SBATCH --job-name=$name
+#SBATCH --array=$array
+#SBATCH --ntasks=$ranks
+#SBATCH --cpus-per-task=$threads
+#SBATCH --time=$time
+#SBATCH --exclusive
+#SBATCH --output=$output/%x-%a.out
+$directives
+$setup
+cd $folder
+vitrea bench $study $option
