@@ -144,8 +144,10 @@ class Adaptive(EStep):
 
     Views and particles are simulated with CTF and noise at an SNR of 0.1, loaded as a job loads them, and searched with
     `rings` rings, the fine level having `rotations` angles and `shifts` shifts. The references are the noise-free
-    views, two classes a view, as when a run has converged.
+    views, two classes a view, as when a run has converged. The limit is that of the coarse pass.
     """
+
+    twin = "share of some particles whose class is not that of the exhaustive search by numpy.fft in float64"
 
     def __init__(self, sizes):
         with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as folder:

@@ -137,12 +137,14 @@ def environment():
 
 def _commit():
     """The short hash of HEAD, with a + if tracked files differ from it; or "unknown" outside our repository."""
-    ours = subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=HERE, capture_output=True, check=False)
-    if ours.returncode:        # a wheel, perhaps in an environment inside somebody else's repository
+    try:
+        # a wheel may lie in an environment inside somebody else's repository
+        ours, *found = [subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+                        for arguments in (("ls-files", "--error-unmatch", __file__), ("rev-parse", "--short", "HEAD"),
+                                          ("status", "--porcelain", "-uno"))]
+    except OSError:            # no git
         return "unknown"
-    found = [subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False)
-             for arguments in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno"))]
-    if any(each.returncode for each in found):
+    if ours.returncode or any(each.returncode for each in found):
         return "unknown"
     return found[0].stdout.strip() + ("+" if found[1].stdout.strip() else "")
 

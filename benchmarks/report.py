@@ -168,7 +168,7 @@ def _assumptions(study, models):
     lines = ["From rates measured on one rank, message sizes computed (and counted above), and a network as given: "
              f"latency {1e6 * network.latency:g} µs, {network.bandwidth / 1e9:g} GB/s a link. Not in it: reading the "
              "particles, memory bandwidth shared by the cores of a node, other traffic, the arithmetic of the "
-             "reduction; the file system. Particles are dealt in whole blocks: "
+             "reduction, a slow file system. Particles are dealt in whole blocks: "
              "with more ranks than blocks some have nothing to do. One rank computes each core; s/iteration in parts."]
     lines += [f"- K = {n}: {1e3 * model.t_particle:.3g} ms a particle and iteration, M {model.m_step:.3g} s, rest "
               f"{model.rest:.3g} s and {1e6 * model.row:.2g} µs a particle, sums of {model.sums:,} bytes, "
@@ -205,12 +205,18 @@ def draw_measured(path, groups):
         colour = f"C{number % 10}"
         label = f"{kind}, {size:,}{' a core' if kind == 'weak' else ''}, K {n_classes}"
         for panel, (name, words, factor) in zip(panels, names):
-            for filled in (True, False):
-                some = [row for row in rows if row["oversubscribed"] != filled]
-                panel.plot([row["cores"] for row in some], [factor * row[name] for row in some], "o", color=colour,
-                           mfc=colour if filled else "none", label=label if filled and panel is panels[0] else None)
-            panel.set(xlabel="cores (ranks × threads); hollow: oversubscribed", ylabel=words, xscale="log")
-            panel.set_xticks(sorted({row["cores"] for row in rows}), labels=None)
+            panel.plot([], [], "o", color=colour, label=label)
+            for row in rows:
+                panel.plot(row["cores"], factor * row[name], "o" if row["layout"][1] == 1 else "^", color=colour,
+                           mfc="none" if row["oversubscribed"] else colour)
+            panel.set(xlabel="cores (○ ranks, △ threads too; hollow: oversubscribed)", ylabel=words, xscale="log")
+    for panel in panels:
+        ticks = sorted({row["cores"] for rows in groups.values() for row in rows})
+        panel.set_xticks(ticks, labels=list(map(str, ticks)))
+        panel.minorticks_off()
+    panels[0].set(yscale="log")
+    panels[0].set_yticks(ticks, labels=list(map(str, ticks)))
+    panels[0].minorticks_off()
     panels[0].legend(fontsize=8)
     _save(figure, path)
 

@@ -80,7 +80,7 @@ def told(record):
     lines = [
         f"{record['name']:<10} K {record['classes']} × {record['rotations']} rotations × {record['shifts']} shifts   "
         f"{record['rings']} rings of a box of {record['box']} px   {record['units']:,} {_plural(unit)} a run",
-        f"  check    agrees to {record['check']:.1e} with its twin: {record['twin']}",
+        f"  check    {record['check']:.1e} away from its twin: {record['twin']}",
         f"  time     {_ms(record['median'])} / {unit}   least {_ms(record['min'])}   n {record['n']}   "
         f"{rate:,.4g} {_plural(unit)} / core·s   warm-up {record['warm_up_seconds']:.1f} s",
         f"  limit    {_ms(record['limit_ms'])} / {unit}   {100 * record['fraction_of_limit']:.0f} % of it reached   "
