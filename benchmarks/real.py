@@ -28,7 +28,7 @@ LARGEST_PICTURE = 300_000     # bytes
 PREPARED = {
     "klh": {"n_classes": 4, "particle_diameter": 420, "ctf": "none", "offset_range": 6},
     "apoferritin": {"n_classes": 8, "particle_diameter": 130, "ctf": "none"},
-    "betagal": {"n_classes": 20, "particle_diameter": 190, "ctf": "none", "max_resolution": 30},
+    "betagal": {"n_classes": 20, "particle_diameter": 180, "ctf": "none", "max_resolution": 40, "mask_edge": 10},
 }
 SMALL = {
     "relion31": ("relion31.star", {"n_classes": 1, "particle_diameter": 600, "normalise": "always"}),
@@ -102,14 +102,14 @@ def labels_by_class(star):
 
 
 def shrink(picture, target):
-    """Write a gallery as a grey PNG of fewer than LARGEST_PICTURE bytes, smaller by halves of √2 where it must be."""
+    """Write a gallery as a grey PNG of fewer than LARGEST_PICTURE bytes, made smaller by tenths where it must be."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.open(picture).convert("L")
-    while True:
-        image.quantize(64).save(target, optimize=True)
+    whole = Image.open(picture).convert("L")
+    for tenths in range(10, 0, -1):
+        size = [round(0.1 * tenths * side) for side in whole.size]
+        whole.resize(size, Image.Resampling.LANCZOS).save(target, optimize=True)
         if target.stat().st_size < LARGEST_PICTURE:
             return
-        image = image.resize([round(side / 2**0.5) for side in image.size], Image.Resampling.LANCZOS)
 
 
 def row(record):

@@ -28,6 +28,7 @@ class Geometry:
     image_radius: float        # images are masked here: the particle and its largest shift fit
     mask_edge: float
     mask_fraction: float       # Σ mask² / L²: share of the noise power that the image mask leaves
+    reference_fraction: float  # the same of the mask of the references
     ctf_terms: int             # J: harmonics 0, 2, …, 2(J−1) that hold C² of every particle
     magnification: tuple[float, ...]   # by optics group: its box in Å over the common box in Å
     amplitude: tuple[float, ...]       # by optics group: factor on its transform
@@ -69,20 +70,18 @@ def make_geometry(table, options):
             f"expected at least {SMALLEST_GRID}; use larger boxes or a finer max_resolution"
         )
     grid = PolarGrid(box, rings, image_radius + edge)
-    fraction = float(np.mean(disc_image(box, image_radius, edge).astype(np.float64) ** 2))
     length = [group.box_size * group.pixel_size / (box * pixel) for group in table.optics]
     amplitude = [ratio * group.pixel_size / pixel for ratio, group in zip(length, table.optics)]
     return Geometry(
-        grid,
-        pixel,
-        radius,
-        image_radius,
-        edge,
-        fraction,
-        _ctf_terms(table, options, rings / (box * pixel)),
-        tuple(length),
-        tuple(amplitude),
-    )
+        grid=grid, pixel_size=pixel, particle_radius=radius, image_radius=image_radius, mask_edge=edge,
+        mask_fraction=_fraction(box, image_radius, edge), reference_fraction=_fraction(box, radius, edge),
+        ctf_terms=_ctf_terms(table, options, rings / (box * pixel)), magnification=tuple(length),
+        amplitude=tuple(amplitude))
+
+
+def _fraction(box, radius, edge):
+    """Share of white noise power that a soft disc leaves: the mean of its square."""
+    return float(np.mean(disc_image(box, radius, edge).astype(np.float64) ** 2))
 
 
 def _check_diameter(table, options, box, pixel):

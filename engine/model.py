@@ -264,9 +264,13 @@ def noise_variance(model, totals, grid, geometry):
 
 
 def signal_power(references, class_weight, grid, geometry, pooled):
-    """τ²_k(r) = ½ ring mean of |A_k|² per real component; averaged over classes by weight when `pooled`."""
+    """τ²_k(r) = ½ ring mean of |A_k|² per real component; averaged over classes by weight when `pooled`.
+
+    The references are masked, and all their power comes from inside the mask. The filter acts there, where the signal
+    is stronger by the mask's share of the box than the ring says; so the ring's power is divided by that share.
+    """
     tau2 = np.zeros((len(references), geometry.grid.n_rings))
-    tau2[:, :grid.n_rings] = 0.5 * grid.ring_power(references)
+    tau2[:, :grid.n_rings] = 0.5 / geometry.reference_fraction * grid.ring_power(references)
     if pooled:
         tau2[:] = (class_weight / class_weight.sum()) @ tau2
     return tau2
