@@ -83,8 +83,16 @@ def run(options, *, resume, comm):
         ended = _iterate(begun, state)
         if ended is None:
             return _stopped(log, stop, begun.reached)
+        log.line(_why_ended(ended))
         results.write(begun, ended)
         return "done"
+
+
+def _why_ended(state):
+    """For the log: whether the run converged, and by what sign, or used up its iterations."""
+    if settled(state):
+        return f"converged: {QUIET_ITERATIONS} passes without re-seeding or finer rings, class changes small or steady"
+    return f"max_iterations reached, not converged: {state.least_changed:.1%} of the particles still change class"
 
 
 def _open_log(options, comm):

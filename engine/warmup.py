@@ -4,11 +4,13 @@ numba keeps what it compiled on disk. Without this every rank would compile for 
 minute in which the log says nothing.
 """
 import time
+from pathlib import Path
 
 import numpy as np
 
 from vitrea.engine.expectation import Particles, Search, Workspace, expect, make_templates
 from vitrea.engine.search import make_level
+from vitrea.kernels import harmonic
 from vitrea.kernels.packed import PackedTable
 from vitrea.kernels.polar import PolarGrid, PolarSynthesis
 
@@ -18,6 +20,8 @@ WORTH_SAYING = 3.0   # s
 def compile_kernels(log, *, comm):
     """Run one tiny E step, on rank 0 first so that the others find its work on disk. Collective."""
     begin = time.perf_counter()
+    if not list(Path(harmonic.__file__).parent.glob("__pycache__/harmonic.*.nbc")):
+        log.line("compiling the kernels, about a minute, once after an installation")
     if comm.rank == 0:
         tiny_expectation()
     comm.Barrier()

@@ -70,7 +70,7 @@ def end_together(work: Callable[[], int], told: Callable[[str, bool], None], *, 
         if comm.size == 1:
             raise
         if comm.rank == 0:
-            _say("vitrea: interrupted")
+            _say("vitrea: interrupted; 'vitrea resume' with the run folder goes on from its last checkpoint")
         _abort(130, comm)
     except Exception as fault:
         _say_fault(fault, comm)
