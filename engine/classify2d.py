@@ -5,7 +5,9 @@ that are the same on all ranks, and the state between two iterations is all that
 """
 import resource
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -30,6 +32,8 @@ QUIET_ITERATIONS = 3          # iterations without news after which a run has co
 STILL_FALLING = 0.95          # a smaller fraction of class changes than this times the least so far is news
 LEAST_ITERATIONS = 6           # full passes, unless mini-batches went before
 LEAST_AFTER_BATCHES = 2
+CENTRING_PASSES = 6
+STEADY_CHANGE = 0.15          # a larger fraction of class changes is never called converged, however steady
 FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
 BATCH_A_CLASS, LEAST_BATCH = 50, 2000
@@ -275,14 +279,15 @@ def _advanced(run, state, totals):
     if _may_reseed(run.options, state):
         support = classes.EARLY_SUPPORT if state.marching else classes.LATE_SUPPORT
         model, changes = classes.reseed(run, model, totals, support, state.iteration)
-    if run.options.center_classes and state.stage == "full" and not _last(run.options, state):
+    if run.options.center_classes and _centring(run.options, state):
         model = classes.centre(run, model)
     rings = min(classes.resolved(model) + RING_MARGIN, before + RING_MARGIN, run.geometry.grid.n_rings)
     model = replace(model, rings=rings, rings_before=before)
     marching = state.marching and rings > before
     changed = totals.changed / totals.particles
     least = 1.0 if changes else state.least_changed
-    settling = changed > run.options.convergence_change and changed < STILL_FALLING * least
+    falling = changed < STILL_FALLING * least
+    settling = changed > STEADY_CHANGE or (changed > run.options.convergence_change and falling)
     news = bool(changes) or rings > before or settling
     state = replace(state, model=model, marching=marching, quiet=0 if news else state.quiet + 1,
                     least_changed=1.0 if changes else min(changed, least),
@@ -298,9 +303,13 @@ def _may_reseed(options, state):
     return state.quiet == 0 and state.in_stage < (2 * length) // 3 and length > 3
 
 
-def _last(options, state):
-    """Whether the iteration at hand is the run's last, as far as can be told before its news are known."""
-    return state.in_stage + 1 >= options.max_iterations or state.quiet + 1 >= QUIET_ITERATIONS
+def _centring(options, state):
+    """Whether classes are centred now: after the first full passes, so that neighbours cannot pull them about for ever.
+
+    Never after a pass that may be the last: the class averages that are written are those the poses refer to.
+    """
+    last = state.in_stage + 1 >= options.max_iterations or state.quiet + 1 >= QUIET_ITERATIONS
+    return state.stage == "full" and state.in_stage < CENTRING_PASSES and not last
 
 
 def _planned(options, state):
@@ -336,7 +345,13 @@ def _reached(options, state):
 
 
 def peak_memory():
-    """Largest memory this process has held so far [bytes]."""
+    """Largest memory this process has held so far [bytes].
+
+    From the kernel's own account of this program: getrusage also counts what its parent held before the program began.
+    """
+    with suppress(OSError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

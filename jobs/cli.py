@@ -156,18 +156,18 @@ def _add_job_commands(commands: argparse._SubParsersAction) -> None:
     check = _command(commands, "check", _check, "look a job over without running it: particles, memory, disk, poses",
                      "vitrea check job.yaml --ranks 8")
     check.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
-    check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=_SET_HELP)
+    check.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=_SET_HELP)
     check.add_argument("--ranks", type=_positive, default=1, metavar="N", help="MPI ranks to plan for (default 1)")
 
     run = _command(commands, "run", _run, "run a job, alone or under mpiexec",
                    "mpiexec -n 8 vitrea run job.yaml --set output=runs/second")
     run.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=_SET_HELP)
+    run.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=_SET_HELP)
 
     resume = _command(commands, "resume", _resume, "go on with a run that was stopped, on any number of ranks",
                       "mpiexec -n 4 vitrea resume runs/first --set threads=2")
     resume.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder")
-    resume.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+    resume.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
                         help="change a key marked for it in docs/job-keys.md, e.g. --set threads=2")
 
 
