@@ -17,9 +17,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from measure import HERE, RESULTS, append_line, classify, environment, iterations_of, table
 from PIL import Image
 
+from vitrea.benchmarks.measure import HERE, RESULTS, append_line, classify, environment, iterations_of, table
 from vitrea.engine.star import read_star
 
 LARGEST_PICTURE = 300_000     # bytes

@@ -11,10 +11,8 @@ import re
 import statistics
 from pathlib import Path
 
-import accuracy
-import real
-import relion
-from measure import HERE, RESULTS, read_lines, table
+from vitrea.benchmarks import accuracy, real, relion
+from vitrea.benchmarks.measure import HERE, RESULTS, read_lines, table
 
 KEYS = ("benchmark", "program", "version", "flags", "set", "views", "snr", "n_classes", "seed", "particles", "box",
         "psi_step")
