@@ -144,10 +144,9 @@ class Loader:
         if not rest.any():
             return np.complex64(1.0)
         pixel = np.array([group.pixel_size for group in self._table.optics])[self._table.optics_index[rows]]
-        grid, theta = self._geometry.grid, self._theta()
+        theta = self._theta()
         along = rest[:, :1] * np.sin(theta) + rest[:, 1:] * np.cos(theta)
         frequency = self._geometry.frequency()[None, :, None] * pixel[:, None, None]
-        assert grid.n_rings == frequency.shape[1]
         return np.exp(-2j * np.pi * frequency * along[:, None, :]).astype(np.complex64)
 
     def _theta(self):
