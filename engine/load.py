@@ -56,22 +56,22 @@ def read_shard(table, options, geometry, stop, log, *, comm):
                 log.record(
                     "progress", iteration=0, of=0, stage="read", fraction=(i + 1) / len(shard.blocks), phase="reading"
                 )
-    _agree(mistake, comm)
+    agree(mistake, comm)
     if stop.agreed():
         return None, None
-    _set_aside(table, options, shard, log, comm)
-    _check_normalised(table, options, shard, comm)
+    set_aside(table, options, shard, log, comm)
+    check_normalised(table, options, shard, comm)
     return shard, _peak(shard, geometry.grid, comm)
 
 
-def _agree(mistake, comm):
+def agree(mistake, comm):
     """Raise on all ranks what one rank found, before the next collective."""
     found = [text for text in comm.allgather(mistake) if text]
     if found:
         raise JobError(found[0])
 
 
-def _set_aside(table, options, shard, log, comm):
+def set_aside(table, options, shard, log, comm):
     """List the images that cannot be used; refuse the stack if they are too many."""
     mine = {int(shard.rows[local]): why for local, why in shard.reasons.items()}
     bad = {row: why for part in comm.allgather(mine) for row, why in part.items()}
@@ -94,7 +94,7 @@ def _set_aside(table, options, shard, log, comm):
     )
 
 
-def _check_normalised(table, options, shard, comm):
+def check_normalised(table, options, shard, comm):
     """RELION's rule, on the share of particles: background mean within ½ and deviation ½…2 of it being 0 and 1."""
     if options.normalise != "check":
         return

@@ -102,7 +102,7 @@ class Loader:
     def _load_batch(self, shard, local, optics):
         rows, group = shard.rows[local], self._group(optics)
         images = self._centred(self._reader.read(rows), rows)
-        bad = _unusable(images)
+        bad = unusable(images)
         shard.usable[local] = [why is None for why in bad]
         shard.reasons.update({int(j): why for j, why in zip(local, bad) if why})
         images[~shard.usable[local]] = 0
@@ -202,7 +202,7 @@ class _GroupTransform:
         return self._transform.forward(images * self._mask) * self._amplitude
 
 
-def _unusable(images):
+def unusable(images):
     """Why each image cannot be used; None where it can."""
     flat = images.reshape(len(images), -1)
     finite = np.isfinite(flat).all(axis=1)
