@@ -65,7 +65,7 @@ def _seconds(runs):
 def check_traffic(rows, geometry):
     """(table rows, further small Allreduces an iteration): what was counted beside what the model says.
 
-    Of the last iteration, whose rings are those the iteration before it chose.
+    Of the last iteration.
     """
     found, small = [], 0
     for row in rows:
@@ -74,7 +74,7 @@ def check_traffic(rows, geometry):
         last = stages[str(record["iterations"])]
         calls, _, _, largest = last["Allreduce"]
         small = max(small, calls - 1)
-        computed = sum_bytes(row["classes"], geometry, record["rings"][-2]) if record["iterations"] > 1 else None
+        computed = sum_bytes(row["classes"], geometry, record["rings"][-1])
         if threads == 1:
             found.append({"particles": row["particles"], "classes": row["classes"], "ranks": ranks,
                           "allreduces": calls, "sums": largest, "sums_computed": computed,

@@ -32,7 +32,8 @@ def first_noise(run):
         local = shard.of_block(i)
         power[block.optics] += to_quanta(shard.power[local].sum(axis=0, dtype=np.float64), quanta)
         count[block.optics] += len(local)
-    power, count = sum_over_ranks(power, comm=run.comm), sum_over_ranks(count, comm=run.comm)
+    together = sum_over_ranks(np.column_stack([power, count]), comm=run.comm)
+    power, count = together[:, :-1], together[:, -1]
     mean = power.sum(axis=0) / count.sum()
     by_group = np.where(count[:, None] > 0, power / np.maximum(count, 1)[:, None], mean)
     return np.maximum(by_group, 1e-12) / (2.0 * run.geometry.mask_fraction)
@@ -88,14 +89,9 @@ def _summed(run, members, grid, coefficients):
                 axis=0
             )
             weight[k] += to_quanta(shard.ctf2[part, 0, :grid.n_rings].real, weight_quanta).sum(axis=0)
-    return sum_over_ranks(data, comm=run.comm), sum_over_ranks(weight, comm=run.comm)
-
-
-def sizes(run):
-    """int64[K]: particles whose best pose is in each class. Collective."""
-    numbers = run.passes.poses.class_number
-    counts = np.bincount(numbers[numbers >= 0], minlength=run.options.n_classes).astype(np.int64)
-    return sum_over_ranks(counts, comm=run.comm)
+    together = sum_over_ranks(np.concatenate([data.view(np.float64).ravel(), weight.ravel()]), comm=run.comm)
+    data_part, weight_part = np.split(together, [2 * data.size])
+    return data_part.view(np.complex128).reshape(data.shape), weight_part.reshape(weight.shape)
 
 
 def resolved(model):
@@ -107,15 +103,14 @@ def resolved(model):
 
 def reseed(run, model, totals, support, iteration):
     """Give classes that lost their support half of the members of the largest: (Model, {new class: old class}).
-    Collective.
+    Collective; one message, of a size that depends on the number of re-seeded classes only, and none without any.
 
     A class with less than `support` even shares of the weight is replaced by the average, at their best poses, of a
     random half of the particles of a class that holds more than WORTH_SPLITTING shares; EM then finds out whether the
     two differ.
     """
     share = totals.class_weight / totals.class_weight.sum() * model.n_classes
-    counts = sizes(run)
-    pairs = _splits(share.copy(), counts, support)
+    pairs = _splits(share.copy(), totals.assigned.astype(np.int64), support)
     if not pairs:
         return model, {}
     grid = run.geometry.grid.with_rings(model.rings)

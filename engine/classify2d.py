@@ -177,7 +177,9 @@ def _iterate(run, state):
             return None
         state, report = after
         run.reached = _reached(run.options, state)
+        saving = time.perf_counter()
         _save(run, state)
+        report["seconds"]["checkpoint"] = time.perf_counter() - saving
         _report(run, state, report, time.perf_counter() - begin)
     return state
 
@@ -319,14 +321,14 @@ def _planned(options, state):
 
 def _report(run, state, report, seconds):
     totals, log = report["totals"], run.log
-    sizes = classes.sizes(run)
     before, done = report["before"], report["before"].in_stage + 1
     planned = _planned(run.options, before)
     share = len(run.table) / totals.particles   # so that mini-batches and full passes read alike
     log.tell("iteration", iteration=done, of=planned, stage=before.stage, log_likelihood=share * totals.log_likelihood,
              resolution=run.geometry.resolution_of(report["rings"]), pmax=totals.pmax / totals.particles,
-             changed=totals.changed / totals.particles, seconds=seconds, class_sizes=sizes.tolist(),
-             eta=_seconds_left(run.options, before, seconds, share), memory=peak_memory(), rings=state.model.rings,
+             changed=totals.changed / totals.particles, seconds=seconds,
+             class_sizes=totals.assigned.astype(int).tolist(), seen=int(totals.particles), rings=before.model.rings,
+             eta=_seconds_left(run.options, before, seconds, share), memory=peak_memory(),
              sigma_offset=state.model.sigma_offset, poses=report["poses"], **report["seconds"])
     if report["reseeded"]:
         log.tell("reseed", iteration=state.iteration, map={new + 1: old + 1 for new, old in report["reseeded"].items()})

@@ -47,12 +47,18 @@ class Pass:
                 add_block(totals, quanta, *result)
             if on_block and not self._stopping.is_set() and on_block(count / len(self.shard.blocks)):
                 self._stopping.set()
+        totals.assigned[:] = self._class_counts(model.n_classes)
         totals.scalars[Totals.SCALARS.index("stopping")] = self._stopping.is_set()
         self.seconds["e_step"] = time.perf_counter() - begin
         begin = time.perf_counter()
         totals.unpack(sum_over_ranks(totals.pack(), comm=self.comm))
         self.seconds["reduce"] = time.perf_counter() - begin
         return None if totals.stopping else totals
+
+    def _class_counts(self, n_classes):
+        """int64[K]: particles of this rank whose best pose is in each class."""
+        numbers = self.poses.class_number
+        return np.bincount(numbers[numbers >= 0], minlength=n_classes)
 
     def normalise_scale(self, totals):
         """Divide the brightness factors found in this pass by their mean: only their ratios are known."""

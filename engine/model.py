@@ -51,7 +51,9 @@ class Totals:
     """Sums over all particles of an iteration, on a grid of the rings in use; every term a multiple of its quantum.
 
     data complex128[K, size]; ctf2 complex128[K, J, R']; class_weight float64[K]; residual float64[G, R']: Σ −2 Re
-    X·CA + |CA|², power float64[G, R]: Σ s²|X|², count float64[G]; scalars float64 as named in SCALARS.
+    X·CA + |CA|², power float64[G, R]: Σ s²|X|², count float64[G]; assigned float64[K]: particles whose best pose, in
+    this pass or the last that saw them, is in each class; scalars float64 as named in SCALARS. All that ranks have to
+    tell one another in an iteration is in here, so that one message carries it.
     """
 
     data: np.ndarray
@@ -60,6 +62,7 @@ class Totals:
     residual: np.ndarray
     power: np.ndarray
     count: np.ndarray
+    assigned: np.ndarray
     scalars: np.ndarray
 
     SCALARS = ("shift2", "log_likelihood", "pmax", "changed", "scale", "particles", "stopping")
@@ -78,11 +81,13 @@ class Totals:
             np.zeros((n_groups, grid.n_rings)),
             np.zeros((n_groups, n_rings)),
             np.zeros(n_groups),
+            np.zeros(n_classes),
             np.zeros(len(cls.SCALARS)),
         )
 
     def arrays(self):
-        return (self.data, self.ctf2, self.class_weight, self.residual, self.power, self.count, self.scalars)
+        return (self.data, self.ctf2, self.class_weight, self.residual, self.power, self.count, self.assigned,
+                self.scalars)
 
     def pack(self):
         """All sums as one float64 vector: one message."""
