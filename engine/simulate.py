@@ -11,6 +11,7 @@ averaged over views and defoci. (A level for each particle would make the signal
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from vitrea.engine.specimen import check_fits, make_views, random_blobs, read_at
 from vitrea.engine.star import write_star
 from vitrea.kernels.ctf import ctf
 
-BATCH_PIXELS = 1 << 21      # rendered at a time, in about 200 MB
+BATCH_PIXELS = 1 << 18      # rendered at a time by a thread: what is made on the way stays in its caches
+RUN_PIXELS = 1 << 26        # 256 MB of images, in which batches are gathered by view
 PADDING = 1.5               # grid over box: a neighbour one box away must not wrap into the image
 NUFFT_TOLERANCE = 1e-5      # of float32 images, far below any noise
 DEFOCUS_LADDER = 4          # defoci over which the signal's variance is averaged
@@ -38,7 +40,8 @@ VIEW_STREAM = 1 << 41       # keys of the random streams that deal views, beyond
 @dataclass(frozen=True)
 class ParticleSimulation:
     """What to simulate. box_size [px], pixel_size [Å], max_shift [px, each of x and y], junk [fraction of particles],
-    defocus (least, most) [Å], astigmatism [Å, largest U − V], phase_shift [degrees], voltage [kV], cs [mm].
+    defocus (least, most) [Å], astigmatism [Å, largest U − V], phase_shift [degrees], voltage [kV], cs [mm], stack_size
+    [particles in a stack; all in one by default].
 
     Without map_path or model_path the specimen is a built-in heap of blobs, drawn from the seed. Raises JobError for
     values that make no sense.
@@ -60,6 +63,7 @@ class ParticleSimulation:
     voltage: float = 300.0
     cs: float = 2.7
     amplitude_contrast: float = 0.1
+    stack_size: int | None = None
 
     def __post_init__(self):
         _require(self.n >= 1, "n", self.n, "at least one particle")
@@ -71,6 +75,7 @@ class ParticleSimulation:
         _require(0.0 <= self.max_shift <= self.box_size / 4, "max_shift", self.max_shift, "0 to a quarter of the box")
         _require(0.0 <= self.junk <= 1.0, "junk", self.junk, "a fraction from 0 to 1")
         _require(self.defocus[0] <= self.defocus[1], "defocus", self.defocus, "the lesser value first")
+        _require(self.stack_size is None or self.stack_size >= 1, "stack_size", self.stack_size, "at least one")
         _require(self.map_path is None or self.model_path is None, "map and model", "both", "one of them at most")
 
 
@@ -99,14 +104,15 @@ class Truth:
         return Truth(*(getattr(self, column.name)[rows] for column in fields(self)))
 
 
-def simulate_particles(simulation, out, progress=None):
+def simulate_particles(simulation, out, progress=None, threads=1):
     """Write particles.star, particles.mrcs, truth.star and views.mrcs into the folder `out`, each whole or not at all.
 
-    particles.mrcs: white particles, background mean 0 and sd 1 as RELION normalises them. views.mrcs: the noise-free
-    views without CTF in units of the noise. truth.star: the same rows with class (1-based, 0 for junk), pose, and kind
-    of junk in vitreaJunk.
+    particles.mrcs (with stack_size particles_0001.mrcs and so on): white particles, background mean 0 and sd 1 as
+    RELION normalises them. views.mrcs: the noise-free views without CTF in units of the noise. truth.star: the same
+    rows with class (1-based, 0 for junk), pose, and kind of junk in vitreaJunk.
     Image names are written relative to the working directory (if `out` is), as RELION resolves them.
-    `progress(done, n)` is called after every batch; by default a line on the terminal, if there is one.
+    `progress(done, n)` is called after every batch; by default a line on the terminal, if there is one. The images do
+    not depend on the number of threads.
     Raises JobError for bad maps or models and when `out` cannot be written.
     """
     out = Path(out)
@@ -119,17 +125,28 @@ def simulate_particles(simulation, out, progress=None):
     views = views / np.float32(noise_sd(views, simulation))
     progress = progress or _TerminalProgress()
     truth = draw_truth(simulation, np.arange(simulation.n))
-    stack = out / "particles.mrcs"
-    with written_beside(stack) as beside, _new_stack(beside, simulation) as mrc:
-        for rows in _batches(simulation.n, simulation.box_size):
-            mrc.data[rows[0]:rows[-1] + 1] = make_particles(views, truth.take(rows), rows, simulation)
-            progress(int(rows[-1]) + 1, simulation.n)
+    done = 0
+    for stack, first, last in _stacks(out, simulation):
+        with written_beside(stack) as beside, _new_stack(beside, simulation, last - first) as mrc:
+            for count in _fill(mrc.data, views, truth, first, simulation, threads):
+                done += count
+                progress(done, simulation.n)
     with written_beside(out / "views.mrcs") as beside:
         _write_views(beside, views, simulation.pixel_size)
-    optics, particles = _optics_columns(simulation), _particle_columns(stack, truth, simulation)
+    optics, particles = _optics_columns(simulation), _particle_columns(out, truth, simulation)
     known = particles | _truth_columns(truth, directions, simulation)
     write_star(out / "truth.star", {"optics": optics, "particles": known})
     write_star(out / "particles.star", {"optics": optics, "particles": particles})
+
+
+def _fill(images, views, truth, first, simulation, threads):
+    """Simulate particles first, first + 1, … into a stack float32[n, L, L]; yields how many more are done."""
+    def one(rows):
+        images[rows] = make_particles(views, truth.take(first + rows), first + rows, simulation)
+        return len(rows)
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(one, _batches(truth.view[first:first + len(images)], simulation.box_size))
 
 
 def simulated_views(simulation):
@@ -156,7 +173,7 @@ def noise_sd(views, simulation):
     truth = Truth(np.resize(np.arange(len(views), dtype=np.int32), n), zeros, np.zeros((n, 2)), defocus, defocus, zeros,
                   integers.astype(np.int8), integers, zeros, np.zeros((n, 2)))
     variances = [np.var(render(views, truth.take(rows), simulation), axis=(1, 2), dtype=np.float64)
-                 for rows in _batches(n, simulation.box_size)]
+                 for rows in _batches(truth.view, simulation.box_size)]
     return float(np.sqrt(np.mean(np.concatenate(variances)) / simulation.snr))
 
 
@@ -217,9 +234,16 @@ def render(views, truth, simulation):
 
 # ---- rendering
 
-def _batches(n, box_size):
-    step = max(1, BATCH_PIXELS // box_size**2)
-    return [np.arange(first, min(first + step, n)) for first in range(0, n, step)]
+def _batches(view, box_size):
+    """Rows int[n] rendered together, of particles with `view` int[N]: pieces of a run that is ordered by view.
+
+    A view's interpolation table is made once for all its images of a batch, so batches should hold few views; a run is
+    short enough to stay in the page cache while it is written out of order.
+    """
+    step, run = max(1, BATCH_PIXELS // box_size**2), max(1, RUN_PIXELS // box_size**2)
+    for start in range(0, len(view), run):
+        rows = start + np.argsort(view[start:start + run], kind="stable")
+        yield from (rows[first:first + step] for first in range(0, len(rows), step))
 
 
 @dataclass(frozen=True)
@@ -230,6 +254,7 @@ class _Grid:
     needed: np.ndarray
     ky: np.ndarray
     kx: np.ndarray
+    place: tuple[np.ndarray, np.ndarray]
     radius: np.ndarray = field(init=False)
     angle: np.ndarray = field(init=False)
 
@@ -243,7 +268,13 @@ class _Grid:
         grid_size = scipy.fft.next_fast_len(int(np.ceil(PADDING * box_size)), real=True)
         ky, kx = np.meshgrid(np.fft.fftfreq(grid_size), np.fft.rfftfreq(grid_size), indexing="ij")
         needed = np.hypot(ky, kx) < 0.5
-        return cls(box_size, grid_size, needed, ky[needed], kx[needed])
+        return cls(box_size, grid_size, needed, ky[needed], kx[needed], np.nonzero(needed))
+
+    def ramp(self, origin):
+        """exp(2πi k·o) for origins (y, x) float64[n, 2] [px]: complex64[n, M], of one factor a row and a column."""
+        along_y = np.exp(2j * np.pi * origin[:, :1] * np.fft.fftfreq(self.grid_size)).astype(np.complex64)
+        along_x = np.exp(2j * np.pi * origin[:, 1:] * np.fft.rfftfreq(self.grid_size)).astype(np.complex64)
+        return along_y[:, self.place[0]] * along_x[:, self.place[1]]
 
     def images(self, modes):
         """The box cut out of the inverse transform of `modes` complex64[n, M]: float32[n, L, L]."""
@@ -264,8 +295,7 @@ def _add_views(modes, grid, views, poses, rows):
         y, x = np.ascontiguousarray(2.0 * np.pi * turned.reshape(-1, 2).T, dtype=np.float32)
         values = finufft.nufft2d2(y, x, views[k].astype(np.complex64), isign=-1, eps=NUFFT_TOLERANCE, upsampfac=2.0,
                                   nthreads=1)
-        phase = 2.0 * np.pi * (origin[chosen, :1] * grid.ky + origin[chosen, 1:] * grid.kx)
-        modes[chosen] += values.reshape(len(chosen), -1) * np.exp(1j * phase)
+        modes[chosen] += values.reshape(len(chosen), -1) * grid.ramp(origin[chosen])
 
 
 # ---- random numbers
@@ -289,9 +319,18 @@ def _far_origin(distance, direction, box_size):
 
 # ---- files
 
-def _new_stack(path, simulation):
+def _stacks(out, simulation):
+    """[(path, first particle, one after the last)] of the stacks."""
+    n, size = simulation.n, simulation.stack_size
+    if size is None:
+        return [(out / "particles.mrcs", 0, n)]
+    return [(out / f"particles_{i:04d}.mrcs", first, min(first + size, n))
+            for i, first in enumerate(range(0, n, size), 1)]
+
+
+def _new_stack(path, simulation, n):
     """A memory-mapped stack whose bytes are reserved now: a full disk is an error here and not a crash later."""
-    shape = (simulation.n, simulation.box_size, simulation.box_size)
+    shape = (n, simulation.box_size, simulation.box_size)
     mrc = mrcfile.new_mmap(path, shape=shape, mrc_mode=2, overwrite=True)
     try:
         with open(path, "r+b") as handle:
@@ -318,9 +357,10 @@ def _optics_columns(simulation):
             "rlnSphericalAberration": [sim.cs], "rlnAmplitudeContrast": [sim.amplitude_contrast]}
 
 
-def _particle_columns(stack, truth, simulation):
+def _particle_columns(out, truth, simulation):
     n = len(truth)
-    columns = {"rlnImageName": np.array([f"{i + 1:06d}@{stack}" for i in range(n)]),
+    names = [f"{i + 1:06d}@{stack}" for stack, first, last in _stacks(out, simulation) for i in range(last - first)]
+    columns = {"rlnImageName": np.array(names),
                "rlnMicrographName": np.full(n, "simulated.mrc"),
                "rlnOpticsGroup": np.ones(n, dtype=np.int32)}
     if simulation.ctf:

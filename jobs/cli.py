@@ -77,9 +77,9 @@ def _simulate_particles(arguments: argparse.Namespace) -> int:
     _one_blas_thread()
     from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 
-    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "out")}
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "out", "threads")}
     simulation = ParticleSimulation(**given)
-    simulate_particles(simulation, arguments.out)
+    simulate_particles(simulation, arguments.out, threads=arguments.threads or len(os.sched_getaffinity(0)))
     print(f"{simulation.n:,} particles of {simulation.views} views   box {simulation.box_size} px   "
           f"{simulation.pixel_size:.4g} Å/px   SNR {simulation.snr:.4g}")
     for name, words in _SIMULATED.items():
@@ -89,7 +89,7 @@ def _simulate_particles(arguments: argparse.Namespace) -> int:
 
 _SIMULATED = {
     "particles.star": "the particles, for a job's input",
-    "particles.mrcs": "their images",
+    "particles*.mrcs": "their images",
     "truth.star": "view, angle and shift of each, for vitrea compare",
     "views.mrcs": "the noise-free views",
 }
@@ -195,6 +195,8 @@ def _add_wanted(group: argparse._ArgumentGroup) -> None:
         help="var(CTF-filtered signal over the whole box) / var(noise)")
     add("--seed", type=int, **keep, metavar="K", help="start of every random draw (default 0)")
     add("--max-shift", type=float, **keep, metavar="PX", help="largest shift in x and in y [px] (default 3)")
+    add("--stack-size", type=int, **keep, metavar="N", help="particles in a stack (default: all in one)")
+    add("--threads", type=_positive, metavar="T", help="threads; the images do not depend on it (default: the cores)")
     add("--junk", type=float, **keep, metavar="FRACTION",
         help="fraction of pure noise, off-centre particles and close neighbours, 0 to 1 (default 0)")
 

@@ -10,6 +10,7 @@ import pytest
 
 from vitrea.engine import simulate
 from vitrea.engine.errors import JobError
+from vitrea.engine.particles import read_particles
 from vitrea.engine.poses import place
 from vitrea.engine.simulate import (
     JUNK,
@@ -436,3 +437,17 @@ def test_a_density_map_object_is_projected_as_it_is():
     blobs = some_blobs()
     view = make_views(DensityMap(as_map(blobs, 40, 3.0), 3.0), [(0.0, 0.0)], 40, 3.0)[0]
     assert correlation(view, analytic_view(blobs, 0.0, 0.0, 40)) > 0.99999
+
+
+def test_stacks_and_threads_do_not_change_the_particles(tmp_path, monkeypatch):
+    """Batches are cut small, so that several threads find work and the images of a view lie in several of them."""
+    monkeypatch.setattr(simulate, "BATCH_PIXELS", 3 * 32**2)
+    for name, stack_size, threads in (("one", None, 1), ("many", 15, 3)):
+        simulate_particles(simulation(stack_size=stack_size), tmp_path / name, threads=threads)
+    many = [mrcfile.read(tmp_path / "many" / f"particles_{i:04d}.mrcs") for i in (1, 2, 3)]
+    assert [len(images) for images in many] == [15, 15, 10]
+    # the interpolation of a view's images, done together, rounds differently by who is among them
+    np.testing.assert_allclose(np.concatenate(many), mrcfile.read(tmp_path / "one" / "particles.mrcs"), atol=1e-5)
+    table = read_particles(tmp_path / "many" / "particles.star")
+    np.testing.assert_array_equal(table.stack_index, np.repeat([0, 1, 2], [15, 15, 10]))
+    np.testing.assert_array_equal(table.section, np.r_[:15, :15, :10])
