@@ -1,0 +1,423 @@
+"""Manifold learning: many class averages on a latent lattice, found by EM over all ranks.
+
+A rank holds its particles in pose as vectors (EmbeddedParticles), cut into blocks that the data alone determine.
+An iteration goes block by block through two matrix products for the E step and two for the sums, adds the sums so that
+no order matters (kernels/exact.py), reduces them once over the ranks, and solves for the class averages. What is sent
+does not grow with the number of particles, and responsibilities exist for one block at a time.
+"""
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+
+import numpy as np
+
+from vitrea.engine.comm import largest_over_ranks, sum_over_ranks
+from vitrea.engine.latent import Lattice
+from vitrea.engine.shards import share_of
+from vitrea.kernels.exact import quantum, to_quanta
+from vitrea.kernels.manifold import (
+    BandedBasis,
+    add_rounded,
+    group_power,
+    log_empty,
+    node_scores,
+    responsibilities,
+    signal_scores,
+    solve_dense,
+)
+
+BLOCK = 1024            # particles of a block: large enough for matrix products, R of a block stays small
+LEAST_PRIOR = 1e-12     # of a class nobody belongs to: its logarithm stays finite
+OUTLIER_START = 0.05    # prior of each of the two outlier components before anything is learnt
+LARGEST_SCORE = 1e6     # nats a particle: bound of one log-likelihood, for exact sums
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How components, groups of one C² and shells of one noise precision hang together (kernels/embedding.py).
+
+    group int64[D] of each component, shell int64[S] of each group, both ascending from 0 without gaps.
+    """
+
+    group: np.ndarray
+    shell: np.ndarray
+
+    @cached_property
+    def start(self):
+        """int64[S]: first component of each group."""
+        return np.flatnonzero(np.diff(self.group, prepend=-1))
+
+    @cached_property
+    def shell_of_component(self):
+        return self.shell[self.group]
+
+    @cached_property
+    def count(self):
+        """int64[R]: components of each shell."""
+        return np.bincount(self.shell_of_component)
+
+    @cached_property
+    def share(self):
+        """float64[S, R]: what share of a shell's components lies in each group."""
+        share = np.zeros((len(self.shell), len(self.count)))
+        share[np.arange(len(self.shell)), self.shell] = np.bincount(self.group) / self.count[self.shell]
+        return share
+
+    def by_shell(self, values):
+        """float[…, R]: sums over the groups of each shell of values float[…, S]."""
+        return np.add.reduceat(values, np.flatnonzero(np.diff(self.shell, prepend=-1)), axis=-1)
+
+
+def cut(n_total, *, rank, size, block=BLOCK):
+    """(rows int64[n], starts int64[B + 1]) of a rank: whole blocks of neighbouring rows of n_total."""
+    edges = np.append(np.arange(0, n_total, block), n_total)
+    mine = share_of(len(edges) - 1, rank, size)
+    edges = edges[mine.start:mine.stop + 1]
+    return np.arange(edges[0], edges[-1]), edges - edges[0]
+
+
+def hold_out(rows, fraction, seed):
+    """bool[n]: which rows are held out for judging, a fair draw from (seed, row); the same on any rank."""
+    mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):   # splitmix64: arithmetic modulo 2^64 is what is meant
+        x = (np.asarray(rows, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + mixed
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (x ^ (x >> np.uint64(31))).astype(np.float64) < fraction * 2.0**64
+
+
+@dataclass
+class EmbeddedParticles:
+    """The particles of a rank, in pose, as vectors.
+
+    transformed float32[n, D]: b = c∘t, t whitened so that noise has variance near 1; ctf2 float32[n, S]: C² by group;
+    power float64[n, R]: Σ t² by shell; rows int64[n]: their numbers among all n_total; starts int64[B + 1]: where
+    blocks begin, and n; held_out bool[n]: judged but not learnt from. With `transformed` and `ctf2` in float64
+    everything is computed in float64.
+    """
+
+    transformed: np.ndarray
+    ctf2: np.ndarray
+    power: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+    n_total: int
+    layout: Layout
+    held_out: np.ndarray = None
+
+    def __post_init__(self):
+        if self.held_out is None:
+            self.held_out = np.zeros(len(self.rows), dtype=bool)
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def blocks(self):
+        return [slice(a, b) for a, b in zip(self.starts, self.starts[1:])]
+
+
+@dataclass(frozen=True)
+class Manifold:
+    """Parameters. y float64[K, D]: class averages in the units of t; beta float64[R]: noise precision by shell;
+    class_prior float64[K] and outlier_prior float64[2] (an empty image; any other signal), together 1; signal2
+    float64[R]: spectrum of that other signal; temperature T of the responsibilities."""
+
+    lattice: Lattice
+    y: np.ndarray
+    beta: np.ndarray
+    class_prior: np.ndarray
+    outlier_prior: np.ndarray
+    signal2: np.ndarray
+    temperature: float = 1.0
+
+    @property
+    def n_nodes(self):
+        return len(self.y)
+
+    @property
+    def log_prior(self):
+        """float64[K] or, with outliers, float64[K + 2]."""
+        prior = self.class_prior
+        if self.outlier_prior.any():
+            prior = np.append(prior, self.outlier_prior)
+        return np.log(np.maximum(prior, LEAST_PRIOR))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the M step is told.
+
+    alpha: prior precision of the basis weights (not of the bias), in units of 1/t²; learn_prior, learn_noise: whether
+    class weights and β are updated; outliers: two components for junk; subspace Subspace or None: class averages stay
+    in it; threads of a rank.
+    """
+
+    alpha: float = 0.01
+    learn_prior: bool = True
+    learn_noise: bool = True
+    outliers: bool = False
+    subspace: object = None
+    threads: int = 1
+
+
+@dataclass
+class Totals:
+    """Sums over particles; every term a multiple of its quantum.
+
+    data float64[K, D]: Rᵀb; ctf2 float64[K, S]: Rᵀc²; count float64[K (+ 2)]: ΣR; power float64[R]: Σ t² by shell of
+    particles by what is not `other signal` in them; scalars float64: as in SCALARS, log-likelihoods at T = 1.
+    """
+
+    data: np.ndarray
+    ctf2: np.ndarray
+    count: np.ndarray
+    power: np.ndarray
+    scalars: np.ndarray
+
+    SCALARS = ("tempered", "log_likelihood", "learnt", "held_out_likelihood", "held_out")
+
+    def __getattr__(self, name):
+        if name in Totals.SCALARS:
+            return float(self.scalars[Totals.SCALARS.index(name)])
+        raise AttributeError(name)
+
+    @classmethod
+    def zeros(cls, n_nodes, n_columns, layout):
+        return cls(np.zeros((n_nodes, len(layout.group))), np.zeros((n_nodes, len(layout.shell))),
+                   np.zeros(n_columns), np.zeros(len(layout.count)), np.zeros(len(cls.SCALARS)))
+
+    def arrays(self):
+        return (self.data, self.ctf2, self.count, self.power, self.scalars)
+
+    def reduced(self, *, comm):
+        """The sums over all ranks: one message."""
+        total = sum_over_ranks(np.concatenate([a.ravel() for a in self.arrays()]), comm=comm)
+        parts = np.split(total, np.cumsum([a.size for a in self.arrays()])[:-1])
+        return Totals(*(part.reshape(a.shape) for part, a in zip(parts, self.arrays())))
+
+    def scaled(self, factor):
+        return Totals(*(factor * a for a in self.arrays()))
+
+    def blend(self, other, rate):
+        """(1 − rate)·self + rate·other: the running average of online EM (Cappé & Moulines 2009)."""
+        return Totals(*((1.0 - rate) * a + rate * b for a, b in zip(self.arrays(), other.arrays())))
+
+
+@dataclass(frozen=True)
+class Quanta:
+    """The rounding that makes sums exact, from bounds that are the same on every rank: data float64[D], ctf2, one,
+    power float64[R], log_likelihood."""
+
+    data: np.ndarray
+    ctf2: np.ndarray
+    one: float
+    power: np.ndarray
+    log_likelihood: float
+
+
+def make_quanta(particles, *, comm):
+    """Quanta for sums over all particles. Collective."""
+    layout, n = particles.layout, particles.n_total
+    empty = not len(particles)
+    peak = np.zeros(len(layout.group)) if empty else np.abs(particles.transformed).max(axis=0).astype(np.float64)
+    ctf2 = np.zeros(len(layout.shell)) if empty else particles.ctf2.max(axis=0).astype(np.float64)
+    power = np.zeros(len(layout.count)) if empty else particles.power.max(axis=0)
+    peak, ctf2, power = np.split(largest_over_ranks(np.concatenate([peak, ctf2, power]), comm=comm),
+                                 np.cumsum([len(peak), len(ctf2)]))
+    # particles in float32 are summed over a block in float32: a responsibility may be a little above 1
+    return Quanta(quantum(1.01 * n * peak), quantum(1.01 * n * ctf2), float(quantum(1.01 * n)),
+                  quantum(1.01 * n * power), float(quantum(n * LARGEST_SCORE)))
+
+
+class Expectation:
+    """E steps of one model over the blocks of a rank. `weights(block)` is R of a block, float[n, K (+ 2)]."""
+
+    def __init__(self, particles, manifold):
+        layout, dtype = particles.layout, particles.transformed.dtype
+        self.particles, self.manifold, self._layout = particles, manifold, layout
+        weighted = manifold.y * manifold.beta[layout.shell_of_component]
+        self._weighted = weighted.astype(dtype)
+        self._power = group_power(weighted * manifold.y, layout.start).astype(dtype)
+        self._log_prior = manifold.log_prior
+
+    def weights(self, block):
+        """(R float[n, K (+ 2)], log p at T, log p at T = 1: float64[n]) of the particles of a block."""
+        particles, manifold = self.particles, self.manifold
+        b, c2, power = particles.transformed[block], particles.ctf2[block], particles.power[block]
+        scores = np.empty((len(b), len(self._log_prior)), dtype=b.dtype)
+        node_scores(b, c2, self._weighted, self._power, scores)
+        count = self._layout.count
+        if scores.shape[1] > manifold.n_nodes:
+            scores[:, -2] = 0
+            scores[:, -1] = signal_scores(power, c2 @ self._layout.share, count, manifold.beta, manifold.signal2)
+        tempered, plain = np.empty(len(b)), np.empty(len(b))
+        responsibilities(scores, self._log_prior, manifold.temperature, tempered, plain)
+        noise = log_empty(power, count, manifold.beta)
+        return scores, tempered * manifold.temperature + noise, plain + noise
+
+
+def expect(particles, manifold, quanta, threads=1, blocks=None):
+    """Totals of this rank's particles: the E step and the sums of the M step; blocks: slices, all by default."""
+    totals = Totals.zeros(manifold.n_nodes, len(manifold.log_prior), particles.layout)
+    expectation = Expectation(particles, manifold)
+
+    def one(block):
+        return _block_sums(expectation, block)
+
+    blocks = particles.blocks if blocks is None else blocks
+    if threads == 1:
+        for block in blocks:
+            _add(totals, quanta, one(block))
+        return totals
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(blocks), threads):   # no more blocks' sums in memory than threads
+            for sums in pool.map(one, blocks[start:start + threads]):
+                _add(totals, quanta, sums)
+    return totals
+
+
+def _block_sums(expectation, block):
+    particles, n_nodes = expectation.particles, expectation.manifold.n_nodes
+    weights, tempered, plain = expectation.weights(block)
+    learnt = ~particles.held_out[block]
+    weights[~learnt] = 0
+    nodes = np.ascontiguousarray(weights[:, :n_nodes].T)
+    data, ctf2 = nodes @ particles.transformed[block], nodes @ particles.ctf2[block]
+    count = weights.sum(axis=0, dtype=np.float64)
+    noisy = learnt.astype(np.float64) - (weights[:, -1] if weights.shape[1] > n_nodes else 0.0)
+    scalars = [tempered[learnt].sum(), plain[learnt].sum(), learnt.sum(), plain[~learnt].sum(), (~learnt).sum()]
+    return data, ctf2, count, noisy @ particles.power[block], np.array(scalars, dtype=np.float64)
+
+
+def _add(totals, quanta, sums):
+    data, ctf2, count, power, scalars = sums
+    add_rounded(data, quanta.data, totals.data)
+    add_rounded(ctf2, quanta.ctf2, totals.ctf2)
+    totals.count += to_quanta(count, quanta.one)
+    totals.power += to_quanta(power, quanta.power)
+    totals.scalars += to_quanta(scalars, quanta.log_likelihood)
+
+
+class Solver:
+    """The M step of one lattice: a banded solver where basis functions meet only their neighbours, else a dense one."""
+
+    def __init__(self, lattice, layout):
+        self.lattice, self.layout = lattice, layout
+        banded = BandedBasis(lattice.basis, lattice.n_free)
+        self._solve = banded.solve if banded.pays else self._dense
+
+    def _dense(self, weight, target, start, ridge):
+        return solve_dense(self.lattice.basis, weight, target, start, ridge)
+
+    def class_averages(self, totals, alpha, beta, *, comm):
+        """y float64[K, D]; alpha float or float64[R]. Collective: each rank solves a share of the groups."""
+        layout, basis = self.layout, self.lattice.basis
+        mine = share_of(len(layout.start), comm.rank, comm.size)
+        edges = np.append(layout.start, len(layout.group))
+        columns = slice(edges[mine.start], edges[mine.stop])
+        y = np.zeros_like(totals.data)
+        if mine.stop > mine.start:
+            ridge = np.zeros((len(layout.start), basis.shape[1]))
+            ridge[:, :basis.shape[1] - self.lattice.n_free] = np.broadcast_to(alpha / beta, beta.shape)[
+                layout.shell, None]
+            weights = self._solve(totals.ctf2[:, mine], totals.data[:, columns],
+                                  layout.start[mine] - columns.start, ridge[mine])
+            for first, last in zip(edges[mine], edges[mine.start + 1:mine.stop + 1]):
+                y[:, first:last] = basis @ weights[:, first - columns.start:last - columns.start]
+        return y if comm.size == 1 else sum_over_ranks(y, comm=comm)   # zeros elsewhere: exact
+
+
+def maximise(manifold, totals, solver, settings, *, comm):
+    """The M step: a new Manifold from the sums over all ranks. Collective."""
+    layout, n_nodes = solver.layout, manifold.n_nodes
+    y = solver.class_averages(totals, settings.alpha, manifold.beta, comm=comm)
+    if settings.subspace is not None:
+        y = settings.subspace.project(y)
+    beta = manifold.beta
+    if settings.learn_noise:
+        beta = noise_precision(totals, y, layout, n_nodes)
+    prior = totals.count / totals.count.sum()
+    if not settings.learn_prior:
+        prior[:n_nodes] = prior[:n_nodes].sum() / n_nodes
+    share = totals.count[:n_nodes] / totals.count[:n_nodes].sum()
+    signal2 = share @ layout.by_shell(group_power(y**2, layout.start)) / layout.count
+    outlier_prior = np.append(prior[n_nodes:], np.zeros(2))[:2]
+    return replace(manifold, y=y, beta=beta, class_prior=prior[:n_nodes], outlier_prior=outlier_prior, signal2=signal2)
+
+
+def noise_precision(totals, y, layout, n_nodes):
+    """β float64[R]: the inverse of the mean squared residual of each shell, all components real and counted once."""
+    cross = layout.by_shell(group_power((totals.data * y).sum(axis=0)[None], layout.start)[0])
+    square = layout.by_shell((totals.ctf2 * group_power(y**2, layout.start)).sum(axis=0))
+    n = totals.count[:n_nodes + 1].sum() if len(totals.count) > n_nodes else totals.count.sum()
+    residual = totals.power - 2.0 * cross + square
+    return n * layout.count / np.maximum(residual, 1e-12 * np.maximum(totals.power, 1e-300))
+
+
+def penalty(y, lattice, layout, alpha):
+    """½ α Σ‖W‖² of the weights behind y: what a plain GTM subtracts from the log-likelihood to keep W small."""
+    weights = np.linalg.lstsq(lattice.basis, y, rcond=None)[0]
+    by_shell = layout.by_shell(group_power(weights[:len(weights) - lattice.n_free] ** 2, layout.start).sum(axis=0))
+    return 0.5 * float(np.sum(alpha * by_shell))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an iteration found: log-likelihoods per particle at T = 1, of the model it began with; sizes of classes."""
+
+    iteration: int
+    temperature: float
+    log_likelihood: float
+    tempered: float
+    held_out: float
+    class_sizes: np.ndarray
+    outliers: np.ndarray
+    beta: np.ndarray
+    stage: str = ""
+    seconds: dict = field(default_factory=dict)
+
+
+class Maximisation:
+    """EM of one lattice over the particles of all ranks: `step` is an iteration. Collective, also to make."""
+
+    def __init__(self, particles, lattice, settings, *, comm):
+        self.particles, self.settings, self.comm = particles, settings, comm
+        self.quanta = make_quanta(particles, comm=comm)
+        self.solver = Solver(lattice, particles.layout)
+        self.iteration = 0
+
+    def expect(self, manifold, blocks=None):
+        """Totals over all ranks."""
+        return expect(self.particles, manifold, self.quanta, self.settings.threads, blocks).reduced(comm=self.comm)
+
+    def step(self, manifold, blocks=None, blend=None):
+        """(Manifold, Report): one E step over the blocks (all by default) and one M step.
+
+        blend(totals) -> totals: what the M step sees instead, e.g. a running average.
+        """
+        begin = time.perf_counter()
+        own = expect(self.particles, manifold, self.quanta, self.settings.threads, blocks)
+        expected = time.perf_counter()
+        totals = own.reduced(comm=self.comm)
+        reduced = time.perf_counter()
+        seen = totals if blend is None else blend(totals)
+        after = maximise(manifold, seen, self.solver, self.settings, comm=self.comm)
+        self.iteration += 1
+        seconds = {"e_step": expected - begin, "reduce": reduced - expected, "m_step": time.perf_counter() - reduced}
+        return after, self._report(manifold, totals, seconds)
+
+    def _report(self, manifold, totals, seconds):
+        n, held = max(totals.learnt, 1.0), totals.held_out
+        return Report(self.iteration, manifold.temperature, totals.log_likelihood / n, totals.tempered / n,
+                      totals.held_out_likelihood / held if held else np.nan, totals.count[:manifold.n_nodes],
+                      np.append(totals.count[manifold.n_nodes:], np.zeros(2))[:2], manifold.beta, seconds=seconds)
+
+
+def manifold_arrays(manifold):
+    """dict of arrays that determine a Manifold, for a checkpoint."""
+    found = {f.name: np.asarray(getattr(manifold, f.name)) for f in fields(Manifold) if f.name != "lattice"}
+    return found | {"nodes": manifold.lattice.nodes, "basis": manifold.lattice.basis,
+                    "shape": np.asarray(manifold.lattice.shape), "periodic": np.asarray(manifold.lattice.periodic),
+                    "n_free": np.asarray(manifold.lattice.n_free), "name": np.asarray(manifold.lattice.name)}
