@@ -234,6 +234,65 @@ class Classify2dOptions(JobOptions):
             )
 
 
+LATENT_CHOICES = {
+    "chain": "a line: one continuous change",
+    "closed_chain": "a closed line: a rotation or a cycle",
+    "plane": "a rectangle: two changes at once; n_classes must be a product of two numbers",
+    "volume": "a box: three changes at once; n_classes must be a product of three numbers",
+    "none": "no order: a plain mixture",
+}
+START_CHOICES = {
+    "components": "along the principal components of the particles; no random numbers",
+    "classes": "from the classes that the particles come with, put in order",
+    "random": "from particles drawn at random",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(JobOptions):
+    """The keys of `job: cluster`."""
+
+    n_classes: int = key("number of class averages, the nodes of the latent grid", minimum=3, example=100,
+                         section="job")
+    particle_diameter: float = key("diameter of the circular mask; a little more than the particle's longest axis",
+                                   unit="Å", above=0, example=180.0, section="job")
+    seed: int = key("start of every random draw; one seed, one result, on any number of ranks", 0,
+                    minimum=0, section="job")
+
+    ctf: str = key("how the contrast transfer function enters", "full", choices=CTF_CHOICES, section="particles")
+    normalise: str = key("what to do about the particles' normalisation", "check", choices=NORMALISE_CHOICES,
+                         section="particles")
+    invert_contrast: bool = key("particles are dark on bright; turn them round", False, section="particles")
+    skip_limit: float = key("fraction of bad images (unreadable, not finite) that is set aside; more stop the run",
+                            0.01, minimum=0, maximum=1, section="particles")
+
+    latent: str = key("how the classes are related: the grid whose nodes they are", "chain", choices=LATENT_CHOICES,
+                      section="model")
+    basis_fraction: float = key("radial basis functions per node along an axis of the grid; fewer tie neighbours "
+                                "together", 0.8, above=0, maximum=1, section="model")
+    basis_width: float = key("width of a basis function, in their spacing", 1.0, minimum=0.25, maximum=10,
+                             section="model")
+    outliers: bool = key("set particles aside that no class explains, in a last class of their own", True,
+                         section="model")
+    max_resolution: float | None = key("finest resolution used", None, unit="Å", above=0,
+                                       null_means="10 Å, or where the pixels end", example=12.0, section="model")
+    mask_edge: float = key("width of the mask's soft edge", 5.0, unit="px", minimum=0, section="model")
+
+    start: str = key("where the class averages begin", "components", choices=START_CHOICES, section="iterations")
+    temperature: float = key("temperature at which the annealing ends; 1 is the likelihood itself, more is smoother",
+                             1.0, minimum=1, maximum=100, section="iterations")
+    cooling: float = key("factor from one temperature of the annealing to the next", 0.9, minimum=0.5, maximum=0.99,
+                         section="iterations")
+    held_out: float = key("fraction of the particles that judge and do not teach: the annealing ends when their "
+                          "likelihood stops rising", 0.1, minimum=0, maximum=0.5, section="iterations")
+    max_iterations: int = key("iterations, at most", 100, minimum=1, resumable=True, section="iterations")
+
+    threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
+                       section="machine")
+    memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
+                                     null_means="no limit", example=8.0, resumable=True, section="machine")
+
+
 def format_value(value: object) -> str:
     """A value as it stands in a job file: `null`, `true`, `0.001`, `runs/first`; quoted where YAML needs it."""
     if value is None:

@@ -10,6 +10,7 @@ import pyfftw
 
 FLAGS = ("FFTW_ESTIMATE", "FFTW_DESTROY_INPUT")
 NUFFT_TOLERANCE = 1e-5  # relative; the images are float32 with noise of order one
+MOVING_TOLERANCE = 1e-6
 
 
 def fast_length(n):
@@ -106,3 +107,20 @@ class PointsToPixels:
     def execute(self):
         """Fill `pixels` from `points`."""
         self._plan.execute(self.points, out=self.pixels)
+
+
+class PixelsToMovingPoints:
+    """One image at points that are new each time: double precision, because every image is transformed only once.
+
+    X(q) = Σ_x image(x) e^{−i q·x}, x counted from the box centre L//2, q = (q_y, q_x) in radians per pixel, |q| ≤ π.
+    """
+
+    def __init__(self, box_size):
+        # 1.25: a fine grid barely larger than the image, which takes a third of the time of 2.0
+        self._plan = finufft.Plan(2, (box_size, box_size), eps=MOVING_TOLERANCE, isign=-1, dtype="complex128",
+                                  nthreads=1, upsampfac=1.25)
+
+    def execute(self, image, frequency_y, frequency_x):
+        """complex128[points] of image float[L, L] at float64[points] frequencies."""
+        self._plan.setpts(frequency_y, frequency_x)
+        return self._plan.execute(np.ascontiguousarray(image, dtype=np.complex128))
