@@ -23,6 +23,7 @@ examples:
   vitrea bench run --particles 2000 --classes 20 --ranks 2
   vitrea new bench > scaling.yaml; vitrea bench scaling.yaml
   vitrea bench peers --particles 1000 --classes 10
+  vitrea bench startup
   vitrea bench compare before.jsonl after.jsonl
 
 Kernels are checked against their NumPy twins before the clock starts. Every measurement is one line in bench.jsonl,
@@ -44,6 +45,7 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     _add_sizes(every)
     every.set_defaults(names=list(SUMMARY))
     _add_run(_add(commands, parser, "run", "a whole run of classify2d on a simulated stack", _run))
+    _add_startup(_add(commands, parser, "startup", "fresh processes: to the help, to the first iteration", _startup))
     _add_scaling(_add(commands, parser, "scaling", "a scaling study: vitrea bench STUDY.yaml", _scaling))
     _add_peers(_add(commands, parser, "peers", "RELION beside us, on the same stack", _peers))
     _add_compare(_add(commands, parser, "compare", "what changed between two files of records", _compare))
@@ -98,6 +100,11 @@ def _add_run(parser):
     add("--threads", type=whole, default=1, metavar="T", help="threads a rank (default 1)")
     add("--n", type=whole, default=1, metavar="N", help="runs under the clock (default 1)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the job, e.g. --set psi_step=12")
+    _add_output(parser)
+
+
+def _add_startup(parser):
+    parser.add_argument("--n", type=whole, default=5, metavar="N", help="processes under the clock, each (default 5)")
     _add_output(parser)
 
 
@@ -172,6 +179,16 @@ def _run(arguments):
     record = measure(arguments)
     keep(arguments.records, record)
     print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
+    return 0
+
+
+def _startup(arguments):
+    from vitrea.benchmarks.records import keep
+    from vitrea.benchmarks.startup import measure, told
+
+    for record in measure(arguments.n):
+        keep(arguments.records, record)
+        print(json.dumps(record) if arguments.json else told(record))
     return 0
 
 

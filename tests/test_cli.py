@@ -341,7 +341,7 @@ def test_the_defaults_in_the_help_of_simulate_are_those_of_the_simulation():
     for name, words in told.items():
         default = fields[name] if isinstance(fields[name], tuple) else (fields[name],)
         assert tuple(map(float, words.split())) == default, name
-    assert {action.dest for action in parser._actions} - {"help", "out"} == set(fields)
+    assert {action.dest for action in parser._actions} - {"help", "out", "threads"} == set(fields)
 
 
 def test_check_tells_what_a_run_will_need_and_writes_nothing(tmp_path, monkeypatch, capsys):
