@@ -1,4 +1,5 @@
 """`vitrea bench run`: classify2d from the STAR file to its results, and where the time went."""
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -31,6 +32,7 @@ def make_stack(folder, sizes):
     """Simulate the stack unless it is there; its name in `folder`."""
     name = f"stack_n{sizes.particles}_v{sizes.views}_b{sizes.box}_a{sizes.pixel_size:g}_snr{sizes.snr:g}_s{sizes.seed}"
     if not (folder / name / "truth.star").exists():
+        shutil.rmtree(folder / name, ignore_errors=True)   # what an interrupted benchmark left behind
         simulate(folder / name, n=sizes.particles, views=sizes.views, snr=sizes.snr, seed=sizes.seed, box=sizes.box,
                  pixel_size=sizes.pixel_size)
     return name

@@ -80,12 +80,22 @@ def _simulate_particles(arguments: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("command", "out", "threads")}
     simulation = ParticleSimulation(**given)
+    _require_no_simulation(arguments.out)
     simulate_particles(simulation, arguments.out, threads=arguments.threads or len(os.sched_getaffinity(0)))
     print(f"{simulation.n:,} particles of {simulation.views} views   box {simulation.box_size} px   "
           f"{simulation.pixel_size:.4g} Å/px   SNR {simulation.snr:.4g}")
-    for name, words in _SIMULATED.items():
-        print(f"  {arguments.out / name!s:<40} {words}")
+    for pattern, words in _SIMULATED.items():
+        found = list(arguments.out.glob(pattern))
+        print(f"  {found[0] if len(found) == 1 else arguments.out / pattern!s:<40} {words}")
     return DONE
+
+
+def _require_no_simulation(folder: Path) -> None:
+    """Particles that somebody may be working with are never replaced in passing."""
+    held = [path.name for pattern in _SIMULATED for path in folder.glob(pattern)]
+    if held:
+        raise JobError(f"{folder}: this folder already holds simulated particles ({held[0]}); expected a new or empty "
+                       "one; choose another --out, or remove the folder first")
 
 
 _SIMULATED = {

@@ -323,6 +323,18 @@ def test_simulate_and_compare_from_the_command_line(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.strip()
 
 
+def test_simulate_does_not_replace_particles(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = "simulate particles --out sim --n 4 --views 1 --box 32 --pixel-size 4 --snr 1 --stack-size 2".split()
+    assert cli.main(argv) == 0
+    assert "sim/particles*.mrcs " in capsys.readouterr().out, "two stacks are told by a pattern"
+    before = {path: path.read_bytes() for path in Path("sim").iterdir()}
+    assert refused(capsys, *argv, "--seed", "7") == (
+        "sim: this folder already holds simulated particles (particles.star); expected a new or empty one; choose "
+        "another --out, or remove the folder first")
+    assert {path: path.read_bytes() for path in Path("sim").iterdir()} == before
+
+
 def test_simulate_tells_a_mistake_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = "simulate particles --out sim --n 5 --views 2 --box 32 --pixel-size 4 --snr 0"
