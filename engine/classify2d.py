@@ -3,6 +3,7 @@
 The run reads from the top: load the particles, start the classes, iterate, write. Every decision is taken from sums
 that are the same on all ranks, and the state between two iterations is all that a checkpoint has to hold.
 """
+import os
 import resource
 import time
 from contextlib import suppress
@@ -148,6 +149,7 @@ def _announce(options, table, planned, log, comm):
         output=str(options.output),
         input=str(options.input),
         host=platform.node(),
+        process=os.getpid(),
         version=importlib.metadata.version("vitrea"),
         mpi=library_name(),
         ranks=comm.size,
