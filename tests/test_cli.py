@@ -369,4 +369,23 @@ def test_check_tells_what_a_run_will_need_and_writes_nothing(tmp_path, monkeypat
     assert "images      box 32 px   4 Å/px   1 optics group   300 kV" in text
     for words in (r"poses +[\d,]+ coarse, [\d,]+ fine", r"memory +[\d.]+ [MG]B a rank, [\d.]+ [MG]B on 4", "disk "):
         assert re.search(words, text)
+    assert "doubtful" not in text
     assert sorted(Path().rglob("*")) == before
+
+
+def test_check_tells_what_is_more_often_a_slip_and_the_wrong_input_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main("simulate particles --out sim --n 40 --views 2 --box 32 --pixel-size 4 --snr 1".split())
+    Path("job.yaml").write_text(NEEDED.replace("probe", "classify2d").replace("particles.star", "sim/particles.star"))
+    capsys.readouterr()
+    assert cli.main(["check", "job.yaml", "--set", "particle_diameter=36", "n_classes=30"]) == 0
+    text = capsys.readouterr().out
+    assert "doubtful    n_classes: 30 for 40 particles are 1.3 particles a class; a hundred is usual\n" in text
+    assert "doubtful    particle_diameter: 36 Å is 28 % of the box; 50 to 85 % is usual; is it in Å?\n" in text
+    assert refused(capsys, "check", "job.yaml", "--set", "particle_diameter=9") == (
+        "particle_diameter: 9 Å, but a pixel of sim/particles.star is 4 Å; expected at least 8 px, 32 Å; give the "
+        "diameter in Å, or use finer pixels")
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/run.out").touch()
+    assert "this folder already holds a run" in refused(capsys, "check", "job.yaml", "--set", "particle_diameter=90")
+    assert refused(capsys, "check", "job.yaml", "--set", "input=none.star").startswith("none.star: ")
