@@ -21,11 +21,19 @@ def measure(arguments):
         folder = Path(arguments.keep or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         stack = make_stack(folder, arguments)
+        warm_up()
         runs = [worth(*observe(folder, f"run{i}", _keys(arguments, stack), arguments.ranks))
                 for i in range(arguments.n)]
         scores = compared(folder, f"{stack}/truth.star", "run0/run_data.star")
     record = {"benchmark": "run", "name": "classify2d", **{name: getattr(arguments, name) for name in SIZES}}
     return record | figures(runs) | {name: scores[name] for name in ("purity", "ari", "views_found")} | surroundings()
+
+
+def warm_up():
+    """Compile the kernels, where that has not been done: once a machine, and nothing that a run's time should hold."""
+    from vitrea.engine.warmup import tiny_expectation
+
+    tiny_expectation()
 
 
 def make_stack(folder, sizes):

@@ -438,6 +438,22 @@ def test_other_sizes_are_not_compared_and_samples_of_one_size_are_pooled():
     assert "the machine was busy (load 2.0 a core)" in changes_told(found)
 
 
+def test_what_was_asked_for_is_compared_alike_and_what_came_out_does_not_matter():
+    """Two programs with other flags, SNR or rings are not one measurement; purity, memory and version are no sizes."""
+    def peer(samples, **other):
+        return {"benchmark": "peers", "name": "relion", "flags": "", "snr": 0.1, "samples": samples, "views_found": 3,
+                "version": "3.1.3", "purity": 0.9, **other}
+
+    before = [peer([1.0, 1.1]), peer([2.0, 2.1], flags="--pad 1"), peer([3.0, 3.1], snr=0.03),
+              record_of([1.0], rings=9), record_of([5.0], rings=20)]
+    after = [peer([1.0, 1.1], views_found=4, version="5.0", purity=0.2), peer([4.0, 4.1], flags="--pad 1")]
+    found = changes(before, after)
+    assert [(each["before"], each["after"]) for each in found["measurements"]] == [
+        (pytest.approx(1.05), pytest.approx(1.05)), (pytest.approx(2.05), pytest.approx(4.05))]
+    assert "flags --pad 1" in changes_told(found)
+    assert len(found["only_before"]) == 3
+
+
 def test_files_without_records_are_told(tmp_path, capsys):
     (tmp_path / "text").write_text("no record\n")
     for name, words in (("text", "not a file of benchmark records"), ("none", "no benchmark records were found")):
