@@ -13,15 +13,14 @@ import numpy as np
 class Lattice:
     """nodes float64[K, L]: positions; basis float64[K, M]: Φ, the bias last if there is one; shape: nodes an axis.
 
-    n_free: basis functions whose weights have no prior (1 with a bias, else 0); periodic: an axis closes on itself;
-    name: how the lattice was made, for logs.
+    n_bias: constant functions, last; periodic: an axis closes on itself; name: how the lattice was made, for logs.
     """
 
     nodes: np.ndarray
     basis: np.ndarray
     shape: tuple
     periodic: bool = False
-    n_free: int = 1
+    n_bias: int = 1
     name: str = "given"
 
     @property
@@ -64,7 +63,7 @@ def grid(shape, *, basis_fraction=0.8, width=1.0):
 
 def free(n_nodes):
     """Nodes that share nothing: a plain mixture, each class average its own."""
-    return Lattice(np.arange(1.0, n_nodes + 1.0)[:, None], np.eye(n_nodes), (n_nodes,), n_free=0,
+    return Lattice(np.arange(1.0, n_nodes + 1.0)[:, None], np.eye(n_nodes), (n_nodes,), n_bias=0,
                    name=f"{n_nodes} free classes")
 
 

@@ -7,6 +7,7 @@ does not grow with the number of particles, and responsibilities exist for one b
 """
 import time
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
@@ -30,6 +31,9 @@ from vitrea.kernels.manifold import (
 BLOCK = 1024            # particles of a block: large enough for matrix products, R of a block stays small
 LEAST_PRIOR = 1e-12     # of a class nobody belongs to: its logarithm stays finite
 OUTLIER_START = 0.05    # prior of each of the two outlier components before anything is learnt
+EXACT_TRACE, PROBES = 32, 16   # basis functions up to which traces are exact; probes beyond
+LEAST_DETERMINED = 1e-6        # of the weights of a shell: below it holds no signal
+LARGEST_ALPHA = 1e6            # in units of β: a prior narrower than that is a shell without signal
 LARGEST_SCORE = 1e6     # nats a particle: bound of one log-likelihood, for exact sums
 
 
@@ -129,7 +133,8 @@ class EmbeddedParticles:
 class Manifold:
     """Parameters. y float64[K, D]: class averages in the units of t; beta float64[R]: noise precision by shell;
     class_prior float64[K] and outlier_prior float64[2] (an empty image; any other signal), together 1; signal2
-    float64[R]: spectrum of that other signal; temperature T of the responsibilities."""
+    float64[R]: spectrum of that other signal; alpha float64[R]: prior precision of the basis weights by shell;
+    temperature T of the responsibilities."""
 
     lattice: Lattice
     y: np.ndarray
@@ -137,6 +142,7 @@ class Manifold:
     class_prior: np.ndarray
     outlier_prior: np.ndarray
     signal2: np.ndarray
+    alpha: np.ndarray
     temperature: float = 1.0
 
     @property
@@ -156,12 +162,14 @@ class Manifold:
 class Settings:
     """What the M step is told.
 
-    alpha: prior precision of the basis weights (not of the bias), in units of 1/t²; learn_prior, learn_noise: whether
-    class weights and β are updated; outliers: two components for junk; subspace Subspace or None: class averages stay
-    in it; threads of a rank.
+    learn_alpha: the prior precision α_s of the basis weights is found for each shell, by its evidence, and holds for
+    the bias too, whose size keeps the prior from shrinking to nothing while the nodes are still alike; otherwise α
+    stays what it is and the bias is free (Bishop et al. 1998). learn_prior, learn_noise: whether class weights and β
+    are updated; outliers: two components for junk; subspace Components or None: class averages stay in it; threads of
+    a rank.
     """
 
-    alpha: float = 0.01
+    learn_alpha: bool = True
     learn_prior: bool = True
     learn_noise: bool = True
     outliers: bool = False
@@ -227,10 +235,11 @@ class Quanta:
 def make_quanta(particles, *, comm):
     """Quanta for sums over all particles. Collective."""
     layout, n = particles.layout, particles.n_total
-    empty = not len(particles)
-    peak = np.zeros(len(layout.group)) if empty else np.abs(particles.transformed).max(axis=0).astype(np.float64)
-    ctf2 = np.zeros(len(layout.shell)) if empty else particles.ctf2.max(axis=0).astype(np.float64)
-    power = np.zeros(len(layout.count)) if empty else particles.power.max(axis=0)
+    peak, ctf2, power = np.zeros(len(layout.group)), np.zeros(len(layout.shell)), np.zeros(len(layout.count))
+    for block in particles.blocks:
+        for out, values in ((peak, np.abs(particles.transformed[block])), (ctf2, particles.ctf2[block]),
+                            (power, particles.power[block])):
+            np.maximum(out, values.max(axis=0, initial=0), out=out)
     peak, ctf2, power = np.split(largest_over_ranks(np.concatenate([peak, ctf2, power]), comm=comm),
                                  np.cumsum([len(peak), len(ctf2)]))
     # particles in float32 are summed over a block in float32: a responsibility may be a little above 1
@@ -312,46 +321,71 @@ class Solver:
 
     def __init__(self, lattice, layout):
         self.lattice, self.layout = lattice, layout
-        banded = BandedBasis(lattice.basis, lattice.n_free)
+        banded = BandedBasis(lattice.basis, lattice.n_bias)
         self._solve = banded.solve if banded.pays else self._dense
+        self._probes = _probes(lattice.basis.shape[1])
 
-    def _dense(self, weight, target, start, ridge):
-        return solve_dense(self.lattice.basis, weight, target, start, ridge)
+    def _dense(self, weight, target, start, ridge, probes):
+        return solve_dense(self.lattice.basis, weight, target, start, ridge, probes)
 
-    def class_averages(self, totals, alpha, beta, *, comm):
-        """y float64[K, D]; alpha float or float64[R]. Collective: each rank solves a share of the groups."""
+    def class_averages(self, totals, manifold, settings, *, comm):
+        """(y float64[K, D], α float64[R]): solved and, if told, the prior found anew. Collective.
+
+        Each rank solves a share of the groups. The evidence of α: with γ = Σ (1 − α/β diag A⁻¹) weights determined
+        by the data, α = γ / ΣW² (MacKay 1992, Neural Comput. 4, 415–447).
+        """
         layout, basis = self.layout, self.lattice.basis
         mine = share_of(len(layout.start), comm.rank, comm.size)
         edges = np.append(layout.start, len(layout.group))
-        columns = slice(edges[mine.start], edges[mine.stop])
-        y = np.zeros_like(totals.data)
+        y, found = np.zeros_like(totals.data), np.zeros((2, len(layout.start)))
         if mine.stop > mine.start:
-            ridge = np.zeros((len(layout.start), basis.shape[1]))
-            ridge[:, :basis.shape[1] - self.lattice.n_free] = np.broadcast_to(alpha / beta, beta.shape)[
-                layout.shell, None]
-            weights = self._solve(totals.ctf2[:, mine], totals.data[:, columns],
-                                  layout.start[mine] - columns.start, ridge[mine])
-            for first, last in zip(edges[mine], edges[mine.start + 1:mine.stop + 1]):
-                y[:, first:last] = basis @ weights[:, first - columns.start:last - columns.start]
-        return y if comm.size == 1 else sum_over_ranks(y, comm=comm)   # zeros elsewhere: exact
+            first = edges[mine.start]
+            ridge = np.repeat((manifold.alpha / manifold.beta)[layout.shell[mine], None], basis.shape[1], axis=1)
+            if not settings.learn_alpha:
+                ridge[:, basis.shape[1] - self.lattice.n_bias:] = 0
+            weights, found[0, mine] = self._solve(totals.ctf2[:, mine], totals.data[:, first:edges[mine.stop]],
+                                                  layout.start[mine] - first, ridge, self._probes)
+            for group in range(mine.start, mine.stop):   # one at a time: the same arithmetic on any rank
+                own = np.ascontiguousarray(weights[:, edges[group] - first:edges[group + 1] - first])
+                y[:, edges[group]:edges[group + 1]] = basis @ own
+                found[1, group] = np.sum(own**2)
+        if comm.size > 1:   # zeros elsewhere: exact
+            both = sum_over_ranks(np.append(y.ravel(), found), comm=comm)
+            y, found = both[:y.size].reshape(y.shape), both[y.size:].reshape(found.shape)
+        return y, self._evidence(manifold, *found) if settings.learn_alpha else manifold.alpha
+
+    def _evidence(self, manifold, traces, squares):
+        layout, n_functions = self.layout, self.lattice.basis.shape[1]
+        free = n_functions - (manifold.alpha / manifold.beta)[layout.shell] * traces
+        determined = layout.by_shell(np.bincount(layout.group) * np.maximum(free, 0.0))
+        squares = layout.by_shell(squares)
+        mean_square = squares / np.maximum(determined, LEAST_DETERMINED * layout.count)
+        return 1.0 / np.maximum(mean_square, 1.0 / (LARGEST_ALPHA * manifold.beta))
+
+
+def _probes(n_functions):
+    """float64[M, P] with Σ_p z zᵀ = 1, or nearly so: signs drawn once and for all (Hutchinson 1990)."""
+    if n_functions <= EXACT_TRACE:
+        return np.eye(n_functions)
+    signs = np.random.default_rng(n_functions).integers(2, size=(n_functions, PROBES)) * 2.0 - 1.0
+    return signs / np.sqrt(PROBES)
 
 
 def maximise(manifold, totals, solver, settings, *, comm):
     """The M step: a new Manifold from the sums over all ranks. Collective."""
     layout, n_nodes = solver.layout, manifold.n_nodes
-    y = solver.class_averages(totals, settings.alpha, manifold.beta, comm=comm)
+    y, alpha = solver.class_averages(totals, manifold, settings, comm=comm)
     if settings.subspace is not None:
         y = settings.subspace.project(y)
-    beta = manifold.beta
-    if settings.learn_noise:
-        beta = noise_precision(totals, y, layout, n_nodes)
+    beta = noise_precision(totals, y, layout, n_nodes) if settings.learn_noise else manifold.beta
     prior = totals.count / totals.count.sum()
     if not settings.learn_prior:
         prior[:n_nodes] = prior[:n_nodes].sum() / n_nodes
     share = totals.count[:n_nodes] / totals.count[:n_nodes].sum()
     signal2 = share @ layout.by_shell(group_power(y**2, layout.start)) / layout.count
     outlier_prior = np.append(prior[n_nodes:], np.zeros(2))[:2]
-    return replace(manifold, y=y, beta=beta, class_prior=prior[:n_nodes], outlier_prior=outlier_prior, signal2=signal2)
+    return replace(manifold, y=y, beta=beta, alpha=alpha, class_prior=prior[:n_nodes], outlier_prior=outlier_prior,
+                   signal2=signal2)
 
 
 def noise_precision(totals, y, layout, n_nodes):
@@ -363,11 +397,41 @@ def noise_precision(totals, y, layout, n_nodes):
     return n * layout.degrees / np.maximum(residual, 1e-12 * np.maximum(totals.power, 1e-300))
 
 
-def penalty(y, lattice, layout, alpha):
-    """½ α Σ‖W‖² of the weights behind y: what a plain GTM subtracts from the log-likelihood to keep W small."""
-    weights = np.linalg.lstsq(lattice.basis, y, rcond=None)[0]
-    by_shell = layout.by_shell(group_power(weights[:len(weights) - lattice.n_free] ** 2, layout.start).sum(axis=0))
-    return 0.5 * float(np.sum(alpha * by_shell))
+@dataclass
+class Assignment:
+    """What the model says of n particles. class_number int32, −1 where junk is likelier than all classes together;
+    probability float32 of that class, and outlier float32 of junk; latent float32[n, L]: posterior mean of the
+    position of the node; entropy float32 [nats] over classes; log_likelihood float64 at T = 1."""
+
+    class_number: np.ndarray
+    probability: np.ndarray
+    outlier: np.ndarray
+    latent: np.ndarray
+    entropy: np.ndarray
+    log_likelihood: np.ndarray
+
+
+def assign(expectation, block):
+    """The Assignment of the particles of a block, by an Expectation of the model at its temperature."""
+    lattice, n_nodes = expectation.manifold.lattice, expectation.manifold.n_nodes
+    weights, _, log_likelihood = expectation.weights(block)
+    junk = weights[:, n_nodes:].sum(axis=1)
+    nodes = weights[:, :n_nodes]
+    number = nodes.argmax(axis=1).astype(np.int32)
+    probability = nodes.max(axis=1)
+    inside = nodes / np.maximum(nodes.sum(axis=1, keepdims=True), np.finfo(nodes.dtype).tiny)
+    entropy = -np.sum(inside * np.log(np.maximum(inside, np.finfo(nodes.dtype).tiny)), axis=1)
+    number[junk > 0.5] = -1
+    return Assignment(number, probability, junk, _latent_mean(inside, lattice).astype(np.float32), entropy,
+                      log_likelihood)
+
+
+def _latent_mean(weights, lattice):
+    """float64[n, L]: Σ R x; round the circle of a closed chain, the direction of the mean."""
+    if not lattice.periodic:
+        return weights @ lattice.nodes
+    turn = np.exp(2j * np.pi * (lattice.nodes - 1.0) / lattice.n_nodes)
+    return 1.0 + np.angle(weights @ turn) % (2.0 * np.pi) * lattice.n_nodes / (2.0 * np.pi)
 
 
 @dataclass(frozen=True)
@@ -393,7 +457,12 @@ class Maximisation:
         self.particles, self.settings, self.comm = particles, settings, comm
         self.quanta = make_quanta(particles, comm=comm)
         self.solver = Solver(lattice, particles.layout)
-        self.iteration = 0
+
+    def of(self, particles, settings):
+        """The same with other settings and for the same particles with others, or none, held out."""
+        other = copy(self)
+        other.particles, other.settings = particles, settings
+        return other
 
     def expect(self, manifold, blocks=None):
         """Totals over all ranks."""
@@ -411,13 +480,12 @@ class Maximisation:
         reduced = time.perf_counter()
         seen = totals if blend is None else blend(totals)
         after = maximise(manifold, seen, self.solver, self.settings, comm=self.comm)
-        self.iteration += 1
         seconds = {"e_step": expected - begin, "reduce": reduced - expected, "m_step": time.perf_counter() - reduced}
         return after, self._report(manifold, totals, seconds)
 
     def _report(self, manifold, totals, seconds):
         n, held = max(totals.learnt, 1.0), totals.held_out
-        return Report(self.iteration, manifold.temperature, totals.log_likelihood / n, totals.tempered / n,
+        return Report(0, manifold.temperature, totals.log_likelihood / n, totals.tempered / n,
                       totals.held_out_likelihood / held if held else np.nan, totals.count[:manifold.n_nodes],
                       np.append(totals.count[manifold.n_nodes:], np.zeros(2))[:2], manifold.beta, seconds=seconds)
 
@@ -425,6 +493,20 @@ class Maximisation:
 def manifold_arrays(manifold):
     """dict of arrays that determine a Manifold, for a checkpoint."""
     found = {f.name: np.asarray(getattr(manifold, f.name)) for f in fields(Manifold) if f.name != "lattice"}
-    return found | {"nodes": manifold.lattice.nodes, "basis": manifold.lattice.basis,
-                    "shape": np.asarray(manifold.lattice.shape), "periodic": np.asarray(manifold.lattice.periodic),
-                    "n_free": np.asarray(manifold.lattice.n_free), "name": np.asarray(manifold.lattice.name)}
+    return found | {f"lattice_{f.name}": np.asarray(getattr(manifold.lattice, f.name)) for f in fields(Lattice)}
+
+
+def manifold_from_arrays(arrays):
+    """The Manifold that `manifold_arrays` took apart."""
+    def entry(name, kind):
+        value = np.asarray(arrays[name])
+        return value if kind is np.ndarray else kind(value.item() if value.ndim == 0 else value.tolist())
+
+    kinds = {"periodic": bool, "n_bias": int, "name": _text, "shape": tuple, "temperature": float}
+    lattice = Lattice(**{f.name: entry(f"lattice_{f.name}", kinds.get(f.name, np.ndarray)) for f in fields(Lattice)})
+    return Manifold(lattice, **{f.name: entry(f.name, kinds.get(f.name, np.ndarray)) for f in fields(Manifold)
+                                if f.name != "lattice"})
+
+
+def _text(value):
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -132,26 +132,31 @@ def reference_add_rounded(terms, quanta, out):
     out += np.rint(terms.astype(np.float64) / quanta) * quanta
 
 
-def solve_components(basis, weight, target, start, ridge):
-    """W float64[M, D] one component at a time, by LU: the plain statement of the M step, twin of the other two.
+def solve_components(basis, weight, target, start, ridge, probes):
+    """(W float64[M, D], trace float64[S]), one component at a time, by LU: the plain statement, twin of the other two.
 
     basis float64[K, M]: Φ; weight float64[K, S]: Rᵀc²; target float64[K, D]: Rᵀb; start int64[S]: first component of
-    each group; ridge float64[S, M]: the prior's precision over β, by group and basis function.
+    each group; ridge float64[S, M]: the prior's precision over β, by group and basis function; probes float64[M, P],
+    of which the trace of the inverse is Σ_p z_pᵀ A⁻¹ z_p.
     """
     group = np.searchsorted(start, np.arange(target.shape[1]), side="right") - 1
-    columns = [linalg.solve(basis.T @ (weight[:, g, None] * basis) + np.diag(ridge[g]), basis.T @ target[:, d])
-               for d, g in enumerate(group)]
-    return np.stack(columns, axis=1)
+    columns = [linalg.solve(_gram(basis, weight, ridge, g), basis.T @ target[:, d]) for d, g in enumerate(group)]
+    traces = [np.trace(probes.T @ linalg.solve(_gram(basis, weight, ridge, g), probes)) for g in range(len(start))]
+    return np.stack(columns, axis=1), np.array(traces)
 
 
-def solve_dense(basis, weight, target, start, ridge):
+def _gram(basis, weight, ridge, g):
+    return basis.T @ (weight[:, g, None] * basis) + np.diag(ridge[g])
+
+
+def solve_dense(basis, weight, target, start, ridge, probes):
     """As `solve_components`: one Cholesky factorisation a group, for all its components."""
-    out = np.empty((basis.shape[1], target.shape[1]))
+    out, traces = np.empty((basis.shape[1], target.shape[1])), np.empty(len(start))
     for g, columns in enumerate(_columns(start, target.shape[1])):
-        matrix = basis.T @ (weight[:, g, None] * basis)
-        matrix[np.diag_indices_from(matrix)] += ridge[g]
-        out[:, columns] = linalg.cho_solve(linalg.cho_factor(matrix, lower=True), basis.T @ target[:, columns])
-    return out
+        factor = linalg.cho_factor(_gram(basis, weight, ridge, g), lower=True, overwrite_a=True)
+        out[:, columns] = linalg.cho_solve(factor, basis.T @ target[:, columns])
+        traces[g] = np.sum(probes * linalg.cho_solve(factor, probes))
+    return out, traces
 
 
 def _columns(start, n_components):
@@ -165,14 +170,14 @@ class BandedBasis:
     numbered from both ends inwards (1, M, 2, M−1, …), so that neighbours across the seam are near each other too.
     """
 
-    def __init__(self, basis, n_free):
-        n_local = basis.shape[1] - n_free
+    def __init__(self, basis, n_bias):
+        n_local = basis.shape[1] - n_bias
         local = np.where(np.abs(basis[:, :n_local]) > NEGLIGIBLE, basis[:, :n_local], 0.0)
         orders = [np.arange(n_local), _from_both_ends(n_local)]
         self.width, self._order = min(((_half_width(local[:, order]), order) for order in orders),
                                       key=lambda found: found[0])
         local = local[:, self._order]
-        self._local, self._border = sparse.csr_array(local), basis[:, n_local:]
+        self._basis, self._local, self._border = basis, sparse.csr_array(local), basis[:, n_local:]
         self._products = [sparse.csr_array((local[:, :n_local - j] * local[:, j:]).T) for j in range(self.width + 1)]
 
     @property
@@ -180,26 +185,24 @@ class BandedBasis:
         """Whether the band is narrow enough to be worth it."""
         return self.width < BANDED_PAYS * len(self._order)
 
-    def solve(self, weight, target, start, ridge):
-        """W float64[M, D]; see `solve_components` for the arguments."""
+    def solve(self, weight, target, start, ridge, probes):
+        """(W float64[M, D], trace float64[S]); see `solve_components` for the arguments."""
         n_local = len(self._order)
-        bands = self._bands(weight, ridge[:, :n_local][:, self._order])
-        coupling = self._local.T @ (weight.T[:, :, None] * self._border[None]).transpose(1, 0, 2).reshape(
-            len(weight), -1) if self._border.shape[1] else np.zeros((n_local, 0))
-        right = self._local.T @ target
-        out = np.empty((n_local + self._border.shape[1], target.shape[1]))
+        bands = self._bands(weight, ridge[:, self._order])
+        right, free = self._local.T @ target, self._border.T @ target
+        couplings = [self._local.T @ (weight * column[:, None]) for column in self._border.T]
+        out, traces = np.empty((self._basis.shape[1], target.shape[1])), np.empty(len(start))
         for g, columns in enumerate(_columns(start, target.shape[1])):
             factor = linalg.cholesky_banded(bands[:, :, g], lower=True, check_finite=False)
-            border = np.ascontiguousarray(coupling[:, g * self._border.shape[1]:(g + 1) * self._border.shape[1]])
-            solved = np.ascontiguousarray(np.append(right[:, columns], border, axis=1))
-            substitute_banded(np.ascontiguousarray(factor), solved)
-            n = columns.stop - columns.start
-            local, toward = solved[:, :n], solved[:, n:]
+            coupling = np.stack([c[:, g] for c in couplings], axis=1) if couplings else np.zeros((n_local, 0))
             corner = self._border.T @ (weight[:, g, None] * self._border) + np.diag(ridge[g, n_local:])
-            free = _solve_corner(corner - border.T @ toward, self._border.T @ target[:, columns] - border.T @ local)
-            out[self._order, columns] = local - toward @ free
-            out[n_local:, columns] = free
-        return out
+            both = np.concatenate([right[:, columns], probes[self._order]], axis=1)
+            below = np.concatenate([free[:, columns], probes[n_local:]], axis=1)
+            solved, border = _solve_bordered(factor, coupling, corner, both, below)
+            n = columns.stop - columns.start
+            out[self._order, columns], out[n_local:, columns] = solved[:, :n], border[:, :n]
+            traces[g] = np.sum(probes[self._order] * solved[:, n:]) + np.sum(probes[n_local:] * border[:, n:])
+        return out, traces
 
     def _bands(self, weight, ridge):
         """float64[width + 1, M, S]: the lower bands of Φᵀ diag(weight) Φ + ridge, of all groups."""
@@ -224,8 +227,15 @@ def _half_width(local):
     return max(meets, default=0)
 
 
-def _solve_corner(matrix, right):
-    return linalg.solve(matrix, right, assume_a="sym") if len(matrix) else np.zeros((0, right.shape[1]))
+def _solve_bordered(factor, coupling, corner, right, below):
+    """Solve [[A, u], [uᵀ, v]] [x; z] = [right; below], A by its banded factor: (x, z)."""
+    solved = np.concatenate([right, coupling], axis=1)
+    substitute_banded(np.ascontiguousarray(factor), solved)
+    local, toward = solved[:, :right.shape[1]], solved[:, right.shape[1]:]
+    if not len(corner):
+        return local, below
+    border = linalg.solve(corner - coupling.T @ toward, below - coupling.T @ local, assume_a="sym")
+    return local - toward @ border, border
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})

@@ -1,0 +1,188 @@
+"""Annealing of manifold learning: from just below the temperature where classes appear, down to where they stop paying.
+
+Above T_c = λ·h all nodes hold the mean (engine/components.py). The run begins just below, so that the data and not the
+start choose what splits first, and cools by a factor whenever EM has settled. Particles held out judge the classes of
+each temperature by their log-likelihood at T = 1; cooling ends at T = 1, or where it has risen and then not improved
+for two temperatures, and the best classes are finished with all particles. While cooling, classes weigh the same: a
+learnt weight would feed the class that splits off first.
+"""
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from vitrea.engine.manifold import (
+    Manifold,
+    Maximisation,
+    Totals,
+    manifold_arrays,
+    manifold_from_arrays,
+)
+
+BELOW_CRITICAL = 0.95
+WORSE = 2                 # temperatures without a better judgement after which cooling ends
+FORGETTING = 0.6          # mini-batch t weighs (t + 2)^−0.6 (Cappé & Moulines 2009: between ½ and 1)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """cooling: factor between temperatures; sweeps: most iterations at one; settle: most iterations at the end;
+    tolerance: change of the log-likelihood [nats a particle] below which a temperature has settled; coldest: end of
+    cooling; batch: particles of a mini-batch while cooling, 0 for all; seed of the draw of batches."""
+
+    cooling: float = 0.8
+    sweeps: int = 8
+    settle: int = 30
+    tolerance: float = 0.01
+    coldest: float = 1.0
+    batch: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """All that an iteration depends on. stage: "cool", "settle" or "done"; iteration of all; in_stage: at this
+    temperature or in settling; last: tempered log-likelihood of the iteration before; previous: the temperature
+    before this one, 0 for none, and judgement its judgement; best: classes judged best so far, best_held_out their
+    judgement, worse: how many temperatures came after them since judgements have risen at all; critical: T_c;
+    running: averaged sums of online EM, or None."""
+
+    manifold: Manifold
+    critical: float = np.nan
+    stage: str = "cool"
+    iteration: int = 0
+    in_stage: int = 0
+    last: float = -np.inf
+    previous: float = 0.0
+    best: Manifold = None
+    best_held_out: float = -np.inf
+    worse: int = 0
+    risen: bool = False
+    judgement: float = np.inf
+    running: Totals = None
+
+
+def begin(manifold, critical, schedule):
+    """The first State: just below T_c, the largest eigenvalue of the components (engine/components.py)."""
+    return State(replace(manifold, temperature=max(BELOW_CRITICAL * critical, schedule.coldest)), critical)
+
+
+def begin_settled(manifold, temperature=1.0):
+    """The first State of EM at one temperature with all particles, without annealing."""
+    return State(replace(manifold, temperature=temperature), stage="settle")
+
+
+class Annealing:
+    """Iterations of one run: `step(state)` is one; a run ends when its stage is "done". Collective, also to make."""
+
+    def __init__(self, particles, lattice, settings, schedule, *, comm):
+        self.schedule = schedule
+        self._cooling = Maximisation(particles, lattice, replace(settings, learn_prior=False), comm=comm)
+        everything = replace(particles, held_out=np.zeros(len(particles), dtype=bool))
+        self._settling = self._cooling.of(everything, settings)
+        blocks = comm.allgather(len(particles.blocks))
+        self._first_block, self._n_blocks = sum(blocks[:comm.rank]), sum(blocks)
+
+    def step(self, state):
+        """(State, Report) after one iteration of EM. Collective."""
+        after, report = self._settle(state) if state.stage == "settle" else self._cool(state)
+        return after, replace(report, iteration=state.iteration + 1, stage=state.stage)
+
+    def _cool(self, state):
+        batch = _Batch(self.schedule, state, self._first_block, self._n_blocks, self._cooling.particles)
+        manifold, report = self._cooling.step(state.manifold, batch.blocks, batch.blend)
+        iteration = state.iteration + 1
+        if state.in_stage == 0 and state.previous:
+            state = self._judged(state, report.held_out)
+            if state.worse >= WORSE or state.previous <= self.schedule.coldest:
+                return State(state.best, state.critical, "settle", iteration, best_held_out=state.best_held_out), report
+        settled = not self.schedule.batch and abs(report.tempered - state.last) < self.schedule.tolerance
+        state = replace(state, manifold=manifold, iteration=iteration, in_stage=state.in_stage + 1,
+                        last=report.tempered, running=batch.running)
+        return (self._cooler(state) if settled or state.in_stage >= self.schedule.sweeps else state), report
+
+    def _judged(self, state, held_out):
+        """Take note of how the classes of the temperature before do on the particles held out, if there are any."""
+        risen = state.risen or held_out > state.judgement
+        state = replace(state, risen=risen, judgement=held_out)
+        if np.isfinite(held_out) and held_out <= state.best_held_out:
+            return replace(state, worse=state.worse + risen)
+        best = replace(state.manifold, temperature=state.previous)
+        return replace(state, best=best, best_held_out=held_out, worse=0)
+
+    def _cooler(self, state):
+        now = state.manifold.temperature
+        manifold = replace(state.manifold, temperature=max(now * self.schedule.cooling, self.schedule.coldest))
+        return replace(state, manifold=manifold, in_stage=0, last=-np.inf, previous=now)
+
+    def _settle(self, state):
+        manifold, report = self._settling.step(state.manifold)
+        quiet = abs(report.tempered - state.last) < self.schedule.tolerance
+        done = quiet or state.in_stage + 1 >= self.schedule.settle
+        return replace(state, manifold=manifold, stage="done" if done else "settle", iteration=state.iteration + 1,
+                       in_stage=state.in_stage + 1, last=report.tempered), report
+
+
+class _Batch:
+    """The blocks of an iteration and how their sums are averaged with those before: all, and not at all, by default."""
+
+    def __init__(self, schedule, state, first_block, n_blocks, particles):
+        self.blocks, self.blend, self.running = None, None, None
+        wanted = -(-n_blocks * schedule.batch // max(particles.n_total, 1))
+        if not schedule.batch or wanted >= n_blocks:
+            return
+        drawn = np.random.default_rng([schedule.seed, 2, state.iteration]).choice(n_blocks, max(wanted, 1), False)
+        own = np.sort(drawn[(drawn >= first_block) & (drawn < first_block + len(particles.blocks))]) - first_block
+        self.blocks, self.blend, self.running = [particles.blocks[i] for i in own], self._average, state.running
+        self._rate, self._n_total = (state.iteration + 2.0) ** -FORGETTING, particles.n_total
+
+    def _average(self, totals):
+        totals = totals.scaled(self._n_total / max(totals.learnt + totals.held_out, 1.0))
+        self.running = totals if self.running is None else self.running.blend(totals, self._rate)
+        return self.running
+
+
+def fit(particles, state, settings, schedule, *, comm, on_iteration=None):
+    """Iterate until done: the last State. Collective.
+
+    on_iteration(state, report) is called after each iteration, on every rank; where it returns True (it must on all
+    ranks alike) the run is left, and can be continued from that state with the same bits.
+    """
+    annealing = Annealing(particles, state.manifold.lattice, settings, schedule, comm=comm)
+    while state.stage != "done":
+        state, report = annealing.step(state)
+        if on_iteration is not None and on_iteration(state, report):
+            break
+    return state
+
+
+def state_arrays(state):
+    """dict of arrays that determine a State, for a checkpoint; `state_from_arrays` puts it together again."""
+    found = {name: np.asarray(getattr(state, name)) for name in _NUMBERS}
+    for part in ("manifold", "best"):
+        if getattr(state, part) is not None:
+            found |= {f"{part}_{name}": value for name, value in manifold_arrays(getattr(state, part)).items()}
+    if state.running is not None:
+        found |= {f"running_{f.name}": getattr(state.running, f.name) for f in fields(Totals)}
+    return found
+
+
+def state_from_arrays(arrays):
+    """The State that `state_arrays` took apart."""
+    parts = {name: as_kind(np.asarray(arrays[name])) for name, as_kind in _NUMBERS.items()}
+    for part in ("manifold", "best"):
+        own = {name[len(part) + 1:]: arrays[name] for name in arrays
+               if name.startswith(part + "_") and name not in _NUMBERS}
+        if own:
+            parts[part] = manifold_from_arrays(own)
+    if "running_data" in arrays:
+        parts["running"] = Totals(*(np.asarray(arrays[f"running_{f.name}"]) for f in fields(Totals)))
+    return State(**parts)
+
+
+def _text(value):
+    value = value.item()
+    return value.decode() if isinstance(value, bytes) else value
+
+
+_NUMBERS = {"stage": _text, "iteration": int, "in_stage": int, "last": float, "previous": float,
+            "best_held_out": float, "worse": int, "risen": bool, "judgement": float, "critical": float}
