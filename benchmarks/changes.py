@@ -15,9 +15,11 @@ LEAST = 0.02               # a change below this is not told from the clock's ow
 BUSY = 0.6                 # load a core above which others were at work
 NOT_SIZES = {"n", "min", "median", "samples", "wall_median", "date", "commit", "versions", "python", "cpu", "cores",
              "load", "mpi", "check", "twin", "limits", "phases", "phases_ms", "found", "traffic", "rings", "case",
-             "repeat", "frc", "class_sizes", "not_counted", "clocks_missing", "set", "flags", "unit", "units", "flops",
-             "bytes", "coefficients", "harmonics", "iterations", "memory"}
-SHOWN = ("classes", "rotations", "shifts", "rings", "particles", "box", "ranks", "threads")
+             "repeat", "frc", "class_sizes", "not_counted", "clocks_missing", "unit", "units", "flops", "bytes",
+             "coefficients", "harmonics", "iterations", "memory", "views_found", "most_views_in_one_class", "version",
+             "path", "oversubscribed"}
+SIZES_WITH_POINT = {"pixel_size", "snr", "psi_step", "offset_range", "offset_step", "diameter", "support"}
+SHOWN = ("flags", "classes", "n_classes", "rotations", "shifts", "rings", "particles", "box", "ranks", "threads")
 COLUMNS = ("benchmark", "sizes", "A [ms]", "B [ms]", "B / A", "noise", "of the limit, A", "B", "")
 
 
@@ -41,9 +43,14 @@ def pooled(records):
 
 
 def _key(record):
-    sizes = {name: value for name, value in record.items()
-             if name not in NOT_SIZES and isinstance(value, int | str | dict | list)}
-    return str(sorted(sizes.items()))
+    return str(sorted((name, value) for name, value in record.items() if _is_size(name, value)))
+
+
+def _is_size(name, value):
+    """Whether a field says what was measured; the others say how it came out, or when and where."""
+    if name == "rings":
+        return isinstance(value, int)    # of a kernel; a run lists those it used
+    return name in SIZES_WITH_POINT or (name not in NOT_SIZES and isinstance(value, int | str | dict | list))
 
 
 def _compared(before, after):
@@ -82,7 +89,7 @@ def _name(record):
 
 
 def _sizes(record):
-    return " ".join(f"{name} {record[name]}" for name in SHOWN if name in record)
+    return " ".join(f"{name} {record[name]}" for name in SHOWN if record.get(name, "") != "")
 
 
 def _different(a, b):

@@ -20,9 +20,11 @@ EPILOG = """\
 examples:
   vitrea bench estep --classes 200 --rotations 240 --shifts 21 --rings 39 --json
   vitrea bench kernels --plot roofline.png
+  vitrea bench scan --network deepem-klh --side 2048 --pixel-size 2.2 --diameter 400 --orientations 1
   vitrea bench run --particles 2000 --classes 20 --ranks 2
   vitrea new bench > scaling.yaml; vitrea bench scaling.yaml
   vitrea bench peers --particles 1000 --classes 10
+  vitrea bench startup
   vitrea bench compare before.jsonl after.jsonl
 
 Kernels are checked against their NumPy twins before the clock starts. Every measurement is one line in bench.jsonl,
@@ -43,7 +45,9 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     every = _add(commands, parser, "kernels", "all kernels, one after the other", _kernels)
     _add_sizes(every)
     every.set_defaults(names=list(SUMMARY))
+    _add_scan(_add(commands, parser, "scan", "the picker: a micrograph file to coordinates", _scan))
     _add_run(_add(commands, parser, "run", "a whole run of classify2d on a simulated stack", _run))
+    _add_startup(_add(commands, parser, "startup", "fresh processes: to the help, to the first iteration", _startup))
     _add_scaling(_add(commands, parser, "scaling", "a scaling study: vitrea bench STUDY.yaml", _scaling))
     _add_peers(_add(commands, parser, "peers", "RELION beside us, on the same stack", _peers))
     _add_compare(_add(commands, parser, "compare", "what changed between two files of records", _compare))
@@ -68,6 +72,19 @@ def _add_sizes(parser):
     add("--seed", type=int, default=0, metavar="S", help="start of every random draw (default 0)")
     add("--n", type=whole, default=5, metavar="N", help="runs under the clock, after a warm-up (default 5)")
     add("--plot", type=Path, metavar="FILE.png", help="draw the kernels under the machine's roofline")
+    add("--quick", action="store_true", help="limits of the machine from small arrays: for tests only")
+    _add_output(parser)
+
+
+def _add_scan(parser):
+    add = parser.add_argument
+    add("--network", default="vitrea", metavar="PRESET", help="network (default vitrea; deepem-klh is the published)")
+    add("--side", type=whole, default=4096, metavar="PX", help="side of the micrograph [px] (default 4096)")
+    add("--pixel-size", type=float, default=1.0, metavar="A", help="of the micrograph [Å/px] (default 1)")
+    add("--diameter", type=float, default=180.0, metavar="A", help="of the particle [Å] (default 180)")
+    add("--orientations", type=whole, default=4, metavar="N", help="quarter turns averaged (default 4)")
+    add("--seed", type=int, default=0, metavar="S", help="start of every random draw (default 0)")
+    add("--n", type=whole, default=5, metavar="N", help="runs under the clock, after a warm-up (default 5)")
     add("--quick", action="store_true", help="limits of the machine from small arrays: for tests only")
     _add_output(parser)
 
@@ -98,6 +115,11 @@ def _add_run(parser):
     add("--threads", type=whole, default=1, metavar="T", help="threads a rank (default 1)")
     add("--n", type=whole, default=1, metavar="N", help="runs under the clock (default 1)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the job, e.g. --set psi_step=12")
+    _add_output(parser)
+
+
+def _add_startup(parser):
+    parser.add_argument("--n", type=whole, default=5, metavar="N", help="processes under the clock, each (default 5)")
     _add_output(parser)
 
 
@@ -159,6 +181,19 @@ def _kernels(arguments):
     return 0
 
 
+def _scan(arguments):
+    from vitrea.benchmarks.records import keep
+    from vitrea.benchmarks.scan import ScanSizes, told
+    from vitrea.benchmarks.suite import QUICK, Effort, measure
+
+    sizes = ScanSizes(arguments.network, arguments.side, arguments.pixel_size, arguments.diameter,
+                      arguments.orientations, arguments.seed)
+    record = measure("scan", sizes, Effort(arguments.n, **(QUICK if arguments.quick else {})))
+    keep(arguments.records, record)
+    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
+    return 0
+
+
 def _where(arguments, record):
     written = [str(arguments.records), *([str(arguments.plot)] if getattr(arguments, "plot", None) else [])]
     return (f"{record['cpu']}, {record['cores']} cores, load {record['load'][0]:.1f}   commit {record['commit']}   "
@@ -172,6 +207,16 @@ def _run(arguments):
     record = measure(arguments)
     keep(arguments.records, record)
     print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
+    return 0
+
+
+def _startup(arguments):
+    from vitrea.benchmarks.records import keep
+    from vitrea.benchmarks.startup import measure, told
+
+    for record in measure(arguments.n):
+        keep(arguments.records, record)
+        print(json.dumps(record) if arguments.json else told(record))
     return 0
 
 

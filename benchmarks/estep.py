@@ -211,7 +211,8 @@ def simulated_block(sizes, folder):
     true = read_star(folder / "truth.star")["particles"]["rlnClassNumber"].astype(int)[shard.rows] - 1
     model = _model(sizes, shard, geometry, folder / "views.mrcs")
     local = np.arange(sizes.particles)
-    particles = Particles(shard.table, local, shard.ctf2[local], model.ring_weight(geometry.grid)[0],
+    kept = shard.take(local)
+    particles = Particles(kept.table, kept.rows, kept.ctf2, model.ring_weight(geometry.grid)[0],
                           np.ones(len(local), np.float32))
     return particles, _search(model, geometry, options), true[local]
 
@@ -241,7 +242,7 @@ def _model(sizes, shard, geometry, views_path):
     random = np.random.default_rng(sizes.seed)
     twins = tables * (1.0 + 0.1 * random.normal(size=tables.shape))
     references = np.stack([tables, twins], axis=1).reshape(-1, grid.size)[:sizes.classes].astype(np.complex64)
-    sigma2 = shard.power.mean(axis=0, dtype=np.float64)[None] / (2.0 * geometry.mask_fraction)
+    sigma2 = shard.power_sum.sum(axis=0)[None] / len(shard) / (2.0 * geometry.mask_fraction)
     nothing = np.zeros((sizes.classes, grid.n_rings))
     return Model(references, sigma2, nothing, nothing, np.full(sizes.classes, 1.0 / sizes.classes), 3.0, grid.n_rings)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from vitrea.benchmarks.measure import table
 from vitrea.benchmarks.records import keep, mpi_library
 from vitrea.benchmarks.relion import COLUMNS, row, run_relion, run_vitrea, score
-from vitrea.benchmarks.whole import DIAMETER, make_stack
+from vitrea.benchmarks.whole import DIAMETER, make_stack, warm_up
 
 PEER = "relion_refine"
 
@@ -22,6 +22,7 @@ def command(arguments):
         folder = Path(arguments.keep or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         stack = make_stack(folder, arguments)
+        warm_up()
         for record in measured(arguments, folder, stack, peers):
             records.append(record)
             keep(arguments.records, record)

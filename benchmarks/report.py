@@ -3,14 +3,24 @@ import statistics
 from pathlib import Path
 
 from vitrea.benchmarks.measure import table
-from vitrea.benchmarks.predict import communication, gather_bytes, predicted, rates, row_seconds, sum_bytes
+from vitrea.benchmarks.predict import (
+    communication,
+    gather_bytes,
+    largest_share,
+    predicted,
+    rates,
+    row_seconds,
+    sum_bytes,
+)
 from vitrea.engine.files import written_beside
 
-MEASURED = ("particles", "K", "ranks × threads", "s/iteration", "spread", "model", "speed-up", "efficiency",
-            "communication", "CPU ms/particle·it", "n", "")
+MEASURED = ("particles", "K", "ranks × threads", "s/iteration", "spread", "speed-up", "efficiency", "communication",
+            "CPU ms/particle·it", "n", "")
+CHECKED = ("particles", "K", "ranks", "measured [s/iteration]", "predicted", "measured / predicted", "E measured",
+           "predicted", "M measured", "predicted", "messages measured", "predicted", "")
 COUNTED = ("particles", "K", "ranks", "Allreduces/iteration", "sums counted [bytes]", "computed [bytes]",
            "gathered counted [bytes]", "computed [bytes]", "table broadcast [bytes]")
-PREDICTED = ("particles", "K", "ranks", "particles a rank", "s/iteration", "E", "M", "rest", "Allreduce", "gather",
+PREDICTED = ("particles", "K", "ranks", "most particles a rank", "s/iteration", "E", "M", "rest", "Allreduce", "gather",
              "efficiency", "communication")
 
 
@@ -23,12 +33,13 @@ def write_report(study, records, folder, stack):
     row_time = row_seconds(folder)
     models = {n: rates([row["record"] for row in measured if row["layout"] == (1, 1) and row["classes"] == n],
                        _last_sums(measured, n), small, row_time) for n in sorted({row["classes"] for row in measured})}
+    checked = check_times(measured, models, study.network)
     forecast = [each for n, model in models.items() for each in forecasts(study, model, n)]
-    text = _document(study, records, groups, counted, forecast, models)
+    text = _document(study, records, groups, {"counted": counted, "checked": checked, "forecast": forecast}, models)
     with written_beside(folder / "scaling.md") as beside:
         beside.write_text(text)
     draw_measured(folder / "scaling.png", groups)
-    draw_predicted(folder / "predicted.png", forecast)
+    draw_predicted(folder / "predicted.png", forecast, checked)
     return text
 
 
@@ -83,6 +94,28 @@ def check_traffic(rows, geometry):
     return found, small
 
 
+def check_times(rows, models, network):
+    """Rows of one thread a rank and no more ranks than cores: [dict] of what was measured and what is predicted [s].
+
+    `source` marks the rows whose runs the rates come from, which agree by construction.
+    """
+    found = []
+    for row in rows:
+        ranks, threads = row["layout"]
+        if threads > 1 or row["oversubscribed"]:
+            continue
+        record, model = row["record"], models[row["classes"]]
+        parts = predicted(model, network, row["particles"], ranks)
+        most = max(each["particles"] for each in rows if each["layout"] == (1, 1) and each["classes"] == row["classes"])
+        found.append({"particles": row["particles"], "classes": row["classes"], "ranks": ranks,
+                      "source": ranks == 1 and row["particles"] == most,
+                      "measured": {"seconds": row["seconds"], **{name: record[name] / record["iterations"]
+                                                                 for name in ("e_step", "m_step", "reduce")}},
+                      "predicted": {**parts, "seconds": sum(parts.values()),
+                                    "reduce": parts["allreduce"] + parts["gather"]}})
+    return found
+
+
 def _last_sums(rows, n_classes):
     return max(row["record"]["traffic"][str(row["record"]["iterations"])]["Allreduce"][3]
                for row in rows if row["classes"] == n_classes)
@@ -96,6 +129,7 @@ def forecasts(study, model, n_classes):
         for ranks in study.predict.ranks:
             parts = predicted(model, study.network, particles, ranks)
             found.append({"particles": particles, "classes": n_classes, "ranks": ranks, "parts": parts,
+                          "most": largest_share(particles, ranks),
                           "seconds": sum(parts.values()), "efficiency": one / sum(parts.values()) / ranks,
                           "communication": communication(parts)})
     return found
@@ -115,35 +149,54 @@ def _geometry(study, stack):
     return make_geometry(read_particles(stack), options)
 
 
-def _document(study, records, groups, counted, forecast, models):
+def _document(study, records, groups, found, models):
     one = records[-1]
     shared = any(row["oversubscribed"] for rows in groups.values() for row in rows)
     lines = ["# Scaling of classify2d", "",
              f"{one['cpu']}, {one['cores']} cores, {one['mpi']}; commit {one['commit']}; load "
              f"{min(each['load'][0] for each in records):.1f}–{max(each['load'][0] for each in records):.1f} when the "
              "runs ended. Time is that of the iterations, without start and results; median of n, spread largest less "
-             "least. Communication is the time in messages, waiting for other ranks included. "
-             "Model: what the model below computes for this row.", ""]
+             "least. Communication is the time in messages, waiting for other ranks included.",
+             ""]
     if shared:
         lines += ["**oversubscribed**: more ranks and threads than cores. Such runs are there for the numbers and "
                   "sizes of their messages; their times say nothing.", ""]
     for (kind, size, n_classes), rows in groups.items():
         words = f"{size:,} particles" if kind == "strong" else f"{size:,} particles a core"
         lines += [f"## Measured: {kind} scaling, {words}, K = {n_classes}", "",
-                  table(MEASURED, [_measured_row(row, models[n_classes], study.network) for row in rows]), ""]
+                  table(MEASURED, map(_measured_row, rows)), ""]
     lines += ["## Counted: messages beside the model", "",
               "Of the last iteration, by a counting communicator, bytes given by all ranks (sums: by one rank). "
-              + _traffic_verdict(counted), "", table(COUNTED, map(_counted_row, counted)), "",
+              + _traffic_verdict(found["counted"]), "", table(COUNTED, map(_counted_row, found["counted"])), "",
+              "## Checked: the prediction beside what was measured here", "", _check_words(found["checked"]), "",
+              table(CHECKED, map(_checked_row, found["checked"])), "",
               "## Predicted, not measured", "", _assumptions(study, models), "",
-              table(PREDICTED, [_predicted_row(each) for each in forecast]), ""]
+              table(PREDICTED, map(_predicted_row, found["forecast"])), ""]
     return "\n".join(lines)
 
 
-def _measured_row(row, model, network):
+def _check_words(checked):
+    """How far apart prediction and measurement lie, over the rows that the rates do not come from."""
+    ratios = [row["measured"]["seconds"] / row["predicted"]["seconds"] for row in checked if not row["source"]]
+    verdict = (f"Measured over predicted: {min(ratios):.2f} to {max(ratios):.2f}." if ratios else
+               "No run but the source of the rates could be compared.")
+    return (f"{verdict} The same model, with the same network, for the ranks that have a core of their own here; the "
+            "rates come from the rows marked so, which agree by construction. Messages are measured with the waiting "
+            "for slower ranks, which the model knows only as whole blocks.")
+
+
+def _checked_row(row):
+    measured, model = row["measured"], row["predicted"]
+    pairs = [f"{each[name]:.2g}" for name in ("e_step", "m_step", "reduce") for each in (measured, model)]
+    return (f"{row['particles']:,}", row["classes"], row["ranks"], f"{measured['seconds']:.3g}",
+            f"{model['seconds']:.3g}", f"{measured['seconds'] / model['seconds']:.2f}", *pairs,
+            "source of the rates" if row["source"] else "")
+
+
+def _measured_row(row):
     ranks, threads = row["layout"]
-    computed = sum(predicted(model, network, row["particles"], ranks).values())
     return (f"{row['particles']:,}", row["classes"], f"{ranks} × {threads}", f"{row['seconds']:.3g}",
-            f"{row['spread']:.2g}" if row["n"] > 1 else "–", f"{computed:.3g}" if threads == 1 else "–",
+            f"{row['spread']:.2g}" if row["n"] > 1 else "–",
             f"{row['speed_up']:.2f}", f"{100 * row['efficiency']:.0f} %",
             f"{100 * row['communication']:.1f} %", f"{row['cpu_ms']:.3g}", row["n"],
             "oversubscribed" if row["oversubscribed"] else "")
@@ -178,7 +231,7 @@ def _assumptions(study, models):
 
 def _predicted_row(row):
     parts = row["parts"]
-    return (f"{row['particles']:,}", row["classes"], row["ranks"], f"{row['particles'] / row['ranks']:,.0f}",
+    return (f"{row['particles']:,}", row["classes"], row["ranks"], f"{row['most']:,}",
             f"{row['seconds']:.3g}", *(f"{parts[name]:.2g}" for name in parts), f"{100 * row['efficiency']:.0f} %",
             f"{100 * row['communication']:.2g} %")
 
@@ -209,11 +262,14 @@ def draw_measured(path, groups):
             for row in rows:
                 panel.plot(row["cores"], factor * row[name], "o" if row["layout"][1] == 1 else "^", color=colour,
                            mfc="none" if row["oversubscribed"] else colour)
-            panel.set(xlabel="cores (○ ranks, △ threads too; hollow: oversubscribed)", ylabel=words, xscale="log")
+            panel.set(xlabel="cores (○ ranks, △ threads too; hollow: oversubscribed)", ylabel=words, xscale="log",
+                      title="measured")
     for panel in panels:
         ticks = sorted({row["cores"] for rows in groups.values() for row in rows})
         panel.set_xticks(ticks, labels=list(map(str, ticks)))
         panel.minorticks_off()
+    panels[1].set(ylim=(0.0, None))
+    panels[2].set(ylim=(0.0, None))
     panels[0].set(yscale="log")
     panels[0].set_yticks(ticks, labels=list(map(str, ticks)))
     panels[0].minorticks_off()
@@ -221,9 +277,12 @@ def draw_measured(path, groups):
     _save(figure, path)
 
 
-def draw_predicted(path, forecast):
-    """Predicted time of an iteration over ranks, and the share of communication."""
-    figure, panels = _figure(10.0, 2)
+def draw_predicted(path, forecast, checked):
+    """Predicted time of an iteration over ranks, and the share of communication; before them the check: what was
+    measured (filled) beside what the same model says of it (hollow squares, as in the other panels)."""
+    figure, panels = _figure(14.0, 3)
+    _draw_checked(panels[0], checked)
+    panels = panels[1:]
     for key in dict.fromkeys((row["particles"], row["classes"]) for row in forecast):
         rows = [row for row in forecast if (row["particles"], row["classes"]) == key]
         label = f"{key[0]:,} particles, K {key[1]}"
@@ -234,6 +293,18 @@ def draw_predicted(path, forecast):
     panels[1].set(xlabel="ranks", ylabel="communication [% of an iteration]", title="predicted, not measured")
     panels[0].legend(fontsize=8)
     _save(figure, path)
+
+
+def _draw_checked(panel, checked):
+    for number, key in enumerate(dict.fromkeys((row["particles"], row["classes"]) for row in checked)):
+        rows = [row for row in checked if (row["particles"], row["classes"]) == key]
+        ranks, colour = [row["ranks"] for row in rows], f"C{number % 10}"
+        panel.plot(ranks, [row["measured"]["seconds"] for row in rows], "o", color=colour,
+                   label=f"{key[0]:,} particles, K {key[1]}")
+        panel.plot(ranks, [row["predicted"]["seconds"] for row in rows], "s", color=colour, mfc="none", ms=10)
+    panel.set(xlabel="ranks", ylabel="s/iteration", ylim=(0.0, None), title="check: ● measured, □ predicted")
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.legend(fontsize=8)
 
 
 def _save(figure, path):

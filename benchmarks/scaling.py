@@ -157,7 +157,7 @@ class _Scripts:
         directive = {"slurm": "#SBATCH", "pbs": "#PBS"}[scheduler]
         self._template = Template((TEMPLATES / f"{scheduler}.sh").read_text())
         self._common = {
-            "name": "vitrea-bench", "time": study.scheduler.time, "setup": study.scheduler.setup.rstrip(),
+            "time": study.scheduler.time, "setup": study.scheduler.setup.rstrip(),
             "directives": "\n".join(f"{directive} {each}" for each in study.scheduler.directives),
             "folder": shlex.quote(os.getcwd()), "study": shlex.quote(str(path)), "output": str(folder)}
 
@@ -180,7 +180,8 @@ class _Scripts:
         return names
 
     def _write(self, name, ranks, threads, array, option):
-        text = self._template.substitute(self._common, ranks=ranks, threads=threads, array=array, option=option)
+        text = self._template.substitute(self._common, name=f"vitrea-{Path(name).stem}", ranks=ranks, threads=threads,
+                                         array=array, option=option, log="%x.out" if array is None else "%x-%a.out")
         lines = [line for line in text.splitlines() if line and not (array is None and line.endswith("None"))]
         (self._folder / name).write_text("\n".join(lines) + "\n")
         return name

@@ -9,9 +9,10 @@ from vitrea.benchmarks.estep import Adaptive, EStep, Marginal
 from vitrea.benchmarks.kernels import KERNELS
 from vitrea.benchmarks.machine import SGEMM_SIZE, TRIAD_FLOATS, measure_limits
 from vitrea.benchmarks.records import surroundings
+from vitrea.benchmarks.scan import Scan
 from vitrea.benchmarks.timing import LEAST_SECONDS, clock
 
-BENCHMARKS = {**KERNELS, "marginal": Marginal, "estep": EStep, "adaptive": Adaptive}
+BENCHMARKS = {**KERNELS, "marginal": Marginal, "estep": EStep, "adaptive": Adaptive, "scan": Scan}
 QUICK = {"least_seconds": 1e-3, "sgemm_size": 200, "triad_floats": 2**18}   # of an Effort, for tests
 NOT_COUNTED = "accumulate"   # what expect does after the weights are known
 

@@ -1,4 +1,5 @@
 """`vitrea bench run`: classify2d from the STAR file to its results, and where the time went."""
+import shutil
 import statistics
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ def measure(arguments):
         folder = Path(arguments.keep or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         stack = make_stack(folder, arguments)
+        warm_up()
         runs = [worth(*observe(folder, f"run{i}", _keys(arguments, stack), arguments.ranks))
                 for i in range(arguments.n)]
         scores = compared(folder, f"{stack}/truth.star", "run0/run_data.star")
@@ -27,10 +29,18 @@ def measure(arguments):
     return record | figures(runs) | {name: scores[name] for name in ("purity", "ari", "views_found")} | surroundings()
 
 
+def warm_up():
+    """Compile the kernels, where that has not been done: once a machine, and nothing that a run's time should hold."""
+    from vitrea.engine.warmup import tiny_expectation
+
+    tiny_expectation()
+
+
 def make_stack(folder, sizes):
     """Simulate the stack unless it is there; its name in `folder`."""
     name = f"stack_n{sizes.particles}_v{sizes.views}_b{sizes.box}_a{sizes.pixel_size:g}_snr{sizes.snr:g}_s{sizes.seed}"
     if not (folder / name / "truth.star").exists():
+        shutil.rmtree(folder / name, ignore_errors=True)   # what an interrupted benchmark left behind
         simulate(folder / name, n=sizes.particles, views=sizes.views, snr=sizes.snr, seed=sizes.seed, box=sizes.box,
                  pixel_size=sizes.pixel_size)
     return name

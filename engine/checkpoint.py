@@ -14,14 +14,58 @@ import numpy as np
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.options import options_of
+from vitrea.engine.stacks import StackReader
 
-FORMAT = 1
+FORMAT = 2
 USER_BLOCK = 512   # bytes, the smallest that HDF5 has
 NAME = "checkpoint.h5"
+IMAGES_MARKED = 64   # of all stacks together: enough to notice another stack, few enough to cost nothing
 ELSEWHERE = ("input", "output")   # keys that may change when a run folder or a project is moved
 
 PARTICLE = np.dtype([("row", "i8"), ("class_number", "i4"), ("psi", "f8"), ("shift", "f8", (2,)), ("pmax", "f8"),
                      ("n_significant", "f8"), ("log_likelihood", "f8"), ("scale", "f4")])
+
+
+# bytes; ns since 1970; of the marked images, 0 if there is none
+STACK = np.dtype([("size", "i8"), ("modified", "i8"), ("digest", "u8")])
+
+
+def stack_marks(table):
+    """STACK[n]: size, time of the last change, and a digest of IMAGES_MARKED evenly spaced images, by stack.
+
+    JobError if a stack cannot be read.
+    """
+    marks = np.zeros(len(table.headers), dtype=STACK)
+    for mark, header in zip(marks, table.headers):
+        status = header.path.stat()
+        mark["size"], mark["modified"] = status.st_size, status.st_mtime_ns
+    digests = {}
+    with StackReader(table) as reader:
+        for row in np.unique(np.linspace(0, len(table) - 1, IMAGES_MARKED).astype(np.int64)):
+            digest = digests.setdefault(table.stack_index[row], hashlib.sha256())
+            digest.update(reader.read(np.array([row])).tobytes())
+    for stack, digest in digests.items():
+        marks[stack]["digest"] = int.from_bytes(digest.digest()[:8], "little")
+    return marks
+
+
+def require_same_stacks(path, table, before, now):
+    """Paths of stacks that were written to, although what is compared is the same; JobError where it is not.
+
+    before, now: STACK[n] of the run in the checkpoint at `path`, and of the stacks as they are.
+    """
+    for header, was, found in zip(table.headers, before, now):
+        if was["size"] != found["size"]:
+            _refuse_stack(path, header.path, f"holds {found['size']:,} bytes, but {was['size']:,} when the run started")
+        if was["digest"] != found["digest"]:
+            _refuse_stack(path, header.path, "holds other images than when the run started, under the same names")
+    return [header.path for header, was, found in zip(table.headers, before, now)
+            if was["modified"] != found["modified"]]
+
+
+def _refuse_stack(path, stack, found):
+    raise JobError(f"{stack}: this stack {found} ({path}); expected the particles of the run; restore it, or start a "
+                   "new run with another output")
 
 
 def fingerprint(table, options):

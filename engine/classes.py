@@ -29,9 +29,8 @@ def first_noise(run):
     power, count = np.zeros((n_groups, grid.n_rings)), np.zeros(n_groups)
     quanta = quantum(len(run.table) * (2.0 * grid.n_harmonics * np.maximum(run.passes.peak, 1e-30)) ** 2)
     for i, block in enumerate(shard.blocks):
-        local = shard.of_block(i)
-        power[block.optics] += to_quanta(shard.power[local].sum(axis=0, dtype=np.float64), quanta)
-        count[block.optics] += len(local)
+        power[block.optics] += to_quanta(shard.power_sum[i], quanta)
+        count[block.optics] += np.count_nonzero(shard.usable[shard.starts[i]:shard.starts[i + 1]])
     together = sum_over_ranks(np.column_stack([power, count]), comm=run.comm)
     power, count = together[:, :-1], together[:, -1]
     mean = power.sum(axis=0) / count.sum()
@@ -53,7 +52,7 @@ def first_references(run):
     order = np.random.Generator(np.random.Philox(np.random.SeedSequence([run.options.seed, 0]))).permutation(usable)
     count = max(1, min(SEED_PARTICLES, len(order) // n_classes))
     members = [order[np.arange(count * k, count * (k + 1)) % len(order)] for k in range(n_classes)]
-    data, weight = _summed(run, members, grid, lambda local: run.passes.shard.table.take(local, grid))
+    data, weight = _summed(run, members, grid, lambda kept, _: kept.table.take(kept.rows, grid))
     prior = 0.1 * weight.mean(axis=1, keepdims=True)
     references = (data / (weight + prior)[:, grid.ring_of]).astype(np.complex64)
     apply_harmonic_disc(grid, restrict(run.operators, grid), references)
@@ -68,8 +67,8 @@ def _usable_rows(run):
 
 
 def _summed(run, members, grid, coefficients):
-    """Sums over the particles of each list of rows: (complex128[n, size] of `coefficients(local)`, float64[n, R'] of
-    C²). Collective.
+    """Sums over the particles of each list of rows: (complex128[n, size] of `coefficients(kept, local)`, float64[n, R']
+    of C²). Collective.
 
     Every term is rounded to its quantum, so the sums do not depend on where the particles lie.
     """
@@ -84,11 +83,12 @@ def _summed(run, members, grid, coefficients):
         local = local[local >= 0]
         for first in range(0, len(local), BATCH):
             part = local[first:first + BATCH]
-            terms = coefficients(part)
+            kept = shard.take(part)
+            terms = coefficients(kept, part)
             data[k] += to_quanta(terms.real, data_quanta).sum(axis=0) + 1j * to_quanta(terms.imag, data_quanta).sum(
                 axis=0
             )
-            weight[k] += to_quanta(shard.ctf2[part, 0, :grid.n_rings].real, weight_quanta).sum(axis=0)
+            weight[k] += to_quanta(kept.ctf2[:, 0, :grid.n_rings].real, weight_quanta).sum(axis=0)
     together = sum_over_ranks(np.concatenate([data.view(np.float64).ravel(), weight.ravel()]), comm=run.comm)
     data_part, weight_part = np.split(together, [2 * data.size])
     return data_part.view(np.complex128).reshape(data.shape), weight_part.reshape(weight.shape)
@@ -115,7 +115,7 @@ def reseed(run, model, totals, support, iteration):
         return model, {}
     grid = run.geometry.grid.with_rings(model.rings)
     members = [_half(run, donor, iteration, number) for number, (_, donor) in enumerate(pairs)]
-    data, weight = _summed(run, members, grid, lambda local: _turned_back(run, local, grid))
+    data, weight = _summed(run, members, grid, lambda kept, local: _turned_back(run, kept, local, grid))
     references, tau2 = model.references.copy(), model.tau2.copy()
     ssnr, prior = model.ssnr.copy(), model.class_prior.copy()
     for j, (new, donor) in enumerate(pairs):
@@ -152,10 +152,10 @@ def _half(run, donor, iteration, number):
     return shard.rows[mine & coin[shard.rows]]
 
 
-def _turned_back(run, local, grid):
+def _turned_back(run, kept, local, grid):
     """Coefficients of particles brought to their best poses: complex64[n, size]."""
     poses = run.passes.poses
-    table = run.passes.shard.table.take(local, grid, scale=run.passes.scale[local])
+    table = kept.table.take(kept.rows, grid, scale=run.passes.scale[local])
     table = table * np.exp(1j * grid.harmonic_of * poses.psi[local, None])
     return translated(table.astype(np.complex64), -poses.shift[local], grid)
 

@@ -3,6 +3,7 @@
 The run reads from the top: load the particles, start the classes, iterate, write. Every decision is taken from sums
 that are the same on all ranks, and the state between two iterations is all that a checkpoint has to hold.
 """
+import os
 import resource
 import time
 from contextlib import suppress
@@ -14,12 +15,13 @@ from threadpoolctl import threadpool_limits
 
 from vitrea.engine import classes, results
 from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
-from vitrea.engine.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from vitrea.engine.checkpoint import fingerprint, read_checkpoint, require_same_stacks, stack_marks, write_checkpoint
 from vitrea.engine.comm import StopRequest, library_name, node_count
 from vitrea.engine.em import PROGRESS_SECONDS, Pass
+from vitrea.engine.errors import JobError
 from vitrea.engine.geometry import make_geometry
 from vitrea.engine.levels import make_search
-from vitrea.engine.load import read_shard, read_table
+from vitrea.engine.load import agree, read_shard, read_table
 from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.model import Model, Settings, Totals, maximise
 from vitrea.engine.plan import plan
@@ -62,7 +64,7 @@ class State:
 
 @dataclass
 class Run:
-    """What does not change during a run."""
+    """What does not change during a run. marks: STACK[n] of engine/checkpoint.py, on rank 0."""
 
     options: object
     table: object
@@ -71,6 +73,7 @@ class Run:
     operators: list
     log: object
     stop: StopRequest
+    marks: np.ndarray | None
     comm: object
 
 
@@ -114,12 +117,25 @@ def _prepare(options, stop, log, comm):
     geometry = make_geometry(table, options)
     _announce(options, table, planned, log, comm)
     compile_kernels(log, comm=comm)
+    marks = _stack_marks(table, comm)
     shard, peak = read_shard(table, options, geometry, stop, log, comm=comm)
     if shard is None:
         return None
     operators = harmonic_disc(geometry.grid, geometry.particle_radius, geometry.mask_edge)
     passes = Pass(shard, geometry, options, peak, len(table), comm=comm)
-    return Run(options, table, geometry, passes, operators, log, stop, comm)
+    return Run(options, table, geometry, passes, operators, log, stop, marks, comm)
+
+
+def _stack_marks(table, comm):
+    """What tells the stacks from others, on rank 0; JobError on all ranks if one cannot be read. Collective."""
+    marks, mistake = None, None
+    if comm.rank == 0:
+        try:
+            marks = stack_marks(table)
+        except JobError as error:
+            mistake = str(error)
+    agree(mistake, comm)
+    return marks
 
 
 def _announce(options, table, planned, log, comm):
@@ -133,6 +149,7 @@ def _announce(options, table, planned, log, comm):
         output=str(options.output),
         input=str(options.input),
         host=platform.node(),
+        process=os.getpid(),
         version=importlib.metadata.version("vitrea"),
         mpi=library_name(),
         ranks=comm.size,
@@ -362,7 +379,7 @@ def _save(run, state):
     particles = results.gather_particles(run)
     if run.comm.rank != 0:
         return
-    model, arrays = state.model, {"particles": particles}
+    model, arrays = state.model, {"particles": particles, "stacks": run.marks}
     for name in ("references", "sigma2", "tau2", "ssnr", "class_prior"):
         arrays[name] = getattr(model, name)
     if state.running is not None:
@@ -389,6 +406,7 @@ def _restore(run):
     """The State of the last checkpoint, and the particles' entries in run.passes. Collective."""
     expected = {"fingerprint": fingerprint(run.table, run.options), "n_classes": run.options.n_classes}
     arrays, kept = read_checkpoint(run.options.output / CHECKPOINT_NAME, expected)
+    _check_stacks(run, arrays["stacks"])
     model = Model(*(arrays[name] for name in ("references", "sigma2", "tau2", "ssnr", "class_prior")),
                   float(kept["sigma_offset"]), int(kept["rings"]), int(kept["rings_before"]))
     results.scatter_particles(run, arrays["particles"])
@@ -413,3 +431,18 @@ def _restore(run):
     )
     run.log.tell("resumed", **_reached(run.options, state))
     return state
+
+
+def _check_stacks(run, before):
+    """JobError, on all ranks, if a stack holds other images than when the run started; a line in the log if one was
+    only written to. Collective."""
+    touched, mistake = [], None
+    if run.comm.rank == 0:
+        try:
+            touched = require_same_stacks(run.options.output / CHECKPOINT_NAME, run.table, before, run.marks)
+        except JobError as error:
+            mistake = str(error)
+    agree(mistake, run.comm)
+    for path in touched[:1]:
+        others = f" and {len(touched) - 1} more stacks were" if len(touched) > 1 else " was"
+        run.log.line(f"{path}{others} written to since the run started; size and the images compared are the same")

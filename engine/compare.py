@@ -20,6 +20,7 @@ from vitrea.engine.star import read_star
 
 SWALLOWED = 0.25        # a class that takes this share of a view's particles holds that view
 FEWEST_MEMBERS = 5      # a frame has three unknowns: fewer members would fit it too well
+TRUTH_LABEL, RESULT_LABEL = "vitreaJunk", "rlnMaxValueProbDistribution"
 AGREEING = 15.0         # degrees from the frame's angle within which a member has a say in the frame's shift
 
 
@@ -78,9 +79,10 @@ def compare(truth_star, result_star):
     """Compare the classes and poses in `result_star` with those in `truth_star`, particles matched by rlnImageName.
 
     rlnClassNumber 0 in the truth marks junk. Raises JobError when a file is no particle STAR with classes, when an
-    image is listed twice, or when the two have no image in common.
+    image is listed twice, when the two have no image in common, or when they are plainly given the wrong way about.
     """
     truth, result = _read_table(truth_star), _read_table(result_star)
+    _require_order(truth, result)
     in_truth, in_result = _matched(truth, result)
     truth, result = truth.take(in_truth), result.take(in_result)
     good = truth.class_number > 0
@@ -243,7 +245,8 @@ def _class_line(report):
 
 @dataclass(frozen=True)
 class _Table:
-    """Classes int64[n] and poses: psi float64[n] [degrees] and origin float64[n, 2] (y, x) [Å], or None."""
+    """Classes int64[n] and poses: psi float64[n] [degrees] and origin float64[n, 2] (y, x) [Å], or None; whether a
+    simulation or a classification wrote the file."""
     path: Path
     names: np.ndarray
     class_number: np.ndarray
@@ -251,6 +254,8 @@ class _Table:
     origin: np.ndarray | None
     pixel_size: float | None
     n_listed: int
+    simulated: bool
+    classified: bool
 
     def take(self, rows):
         psi, origin = (None if column is None else column[rows] for column in (self.psi, self.origin))
@@ -272,7 +277,16 @@ def _read_table(path):
     has_pose = origin is not None and "rlnAnglePsi" in columns
     psi = _numbers(path, columns, "rlnAnglePsi") if has_pose else None
     class_number = _numbers(path, columns, "rlnClassNumber").astype(np.int64)
-    return _Table(path, names, class_number, psi, origin, pixel_size, n_listed=len(names))
+    return _Table(path, names, class_number, psi, origin, pixel_size, n_listed=len(names),
+                  simulated=TRUTH_LABEL in columns, classified=RESULT_LABEL in columns)
+
+
+def _require_order(truth, result):
+    """Only a simulation writes TRUTH_LABEL, only a classification RESULT_LABEL."""
+    if (result.simulated and not truth.simulated) or (truth.classified and not result.classified):
+        raise JobError(f"{truth.path} was given as the truth and {result.path} as the result, but "
+                       f"{'the latter is the truth of a simulation' if result.simulated else 'the former is a result'}"
+                       f"; expected the truth first; try 'vitrea compare {result.path} {truth.path}'")
 
 
 def _pixel_size(path, optics, columns):

@@ -2,6 +2,7 @@
 import queue
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -73,29 +74,31 @@ class Pass:
         for _ in range(self.options.threads):
             spaces.put(None)
 
-        def one(i):
+        def read(i):
             local = choose(i)
-            if self._stopping.is_set() or not len(local):
+            return i, local, self.shard.take(local) if len(local) and not self._stopping.is_set() else None
+
+        def one(found):
+            if self._stopping.is_set() or found[-1] is None:
                 return None
             work = spaces.get() or Workspace(self._search)
             try:
-                return self._block(i, local, work)
+                return self._block(*found, work)
             finally:
                 spaces.put(work)
 
-        if self.options.threads == 1:
-            yield from map(one, range(len(self.shard.blocks)))
-            return
-        with ThreadPoolExecutor(self.options.threads) as pool:
-            yield from pool.map(one, range(len(self.shard.blocks)))
+        threads, blocks = self.options.threads, range(len(self.shard.blocks))
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as workers:
+            ahead = _in_order(reader, read, blocks, 1)
+            yield from map(one, ahead) if threads == 1 else _in_order(workers, one, ahead, threads)
 
-    def _block(self, i, local, work):
+    def _block(self, i, local, kept, work):
         """(BlockSums, BlockStatistics) of the particles `local` of block i; their poses and scales are noted."""
         group, rings = self.shard.blocks[i].optics, self._grid.n_rings
-        weight, shard = self._weight[group], self.shard
-        particles = Particles(shard.table, local, shard.ctf2[local], weight, self.scale[local])
+        weight = self._weight[group]
+        particles = Particles(kept.table, kept.rows, kept.ctf2, weight, self.scale[local])
         poses, sums = expect(particles, self._search, work)
-        power = particles.scale[:, None].astype(np.float64) ** 2 * shard.power[local]
+        power = particles.scale[:, None].astype(np.float64) ** 2 * kept.power
         self._finish_likelihood(poses, power, weight)
         changed = np.count_nonzero(self.poses.class_number[local] != poses.class_number)
         self.poses.put(local, poses)
@@ -120,3 +123,14 @@ class Pass:
         residual = 0.5 * power @ weight - poses.expected_score * self._search.temperature
         ratio = np.sqrt(np.maximum(residual / freedom, 1e-3))
         return np.clip(scale / ratio, *SCALE_RANGE)
+
+
+def _in_order(pool, function, items, ahead):
+    """As pool.map, but an item is taken only when no more than `ahead` results wait: what is read stays little."""
+    waiting = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

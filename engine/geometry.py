@@ -15,6 +15,7 @@ from vitrea.kernels.polar import PolarGrid
 
 FINEST_BY_DEFAULT = 6.0   # Å: class averages of single particles rarely hold more, and rings cost memory and time
 NYQUIST_MARGIN = 1        # rings left out below Nyquist, where the corners of the box and interpolation meet
+LEAST_DIAMETER = 8       # px: a smaller particle has no views to tell apart
 SMALLEST_GRID = 8         # rings; below this there is nothing to classify
 
 
@@ -90,6 +91,11 @@ def _check_diameter(table, options, box, pixel):
             f"particle_diameter: {options.particle_diameter:g} Å, but the boxes of {table.path} are {box} px "
             f"of {pixel:g} Å, {box * pixel:.0f} Å wide; expected a diameter smaller than the box; correct the "
             "diameter or extract larger boxes"
+        )
+    if options.particle_diameter < LEAST_DIAMETER * pixel:
+        raise JobError(
+            f"particle_diameter: {options.particle_diameter:g} Å, but a pixel of {table.path} is {pixel:g} Å; expected "
+            f"at least {LEAST_DIAMETER} px, {LEAST_DIAMETER * pixel:.0f} Å; give the diameter in Å, or use finer pixels"
         )
 
 

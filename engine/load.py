@@ -117,5 +117,5 @@ def check_normalised(table, options, shard, comm):
 def _peak(shard, grid, comm):
     """float64[R]: a bound of |coefficient| of all particles on each ring."""
     # |Re + i Im| is at most √2 times the larger of the two, which is what the unit says
-    peak = 1.5 * LARGEST * shard.table.unit.max(axis=0, initial=0.0).astype(np.float64)
+    peak = 1.5 * LARGEST * shard.largest_unit.astype(np.float64)
     return largest_over_ranks(peak, comm=comm)

@@ -5,7 +5,7 @@ it goes on and a resumed run continues the clock of the one before. Nothing is a
 wrong with some MPI libraries, and bars fill log files with escape codes.
 
 Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
-    start       job, output, input, version, host, mpi, ranks, nodes, threads, particles, n_classes, box_size [px],
+    start       job, output, input, version, host, process (rank 0's number there), mpi, ranks, nodes, threads, particles, n_classes, box_size [px],
                 pixel_size [Å], voltage [kV], memory_per_rank [bytes], options
     progress    iteration, of, stage, fraction 0..1 of the iteration, phase
     iteration   iteration, of, stage ("minibatch" | "full"), log_likelihood, resolution [Å], pmax, changed (fraction),

@@ -37,11 +37,13 @@ LARGEST_SCORE = 1e6     # nats a particle: bound of one log-likelihood, for exac
 class Layout:
     """How components, groups of one C² and shells of one noise precision hang together (kernels/embedding.py).
 
-    group int64[D] of each component, shell int64[S] of each group, both ascending from 0 without gaps.
+    group int64[D] of each component, shell int64[S] of each group, both ascending from 0 without gaps. freedom: share
+    of the components that are independent of each other, which is that of the noise power that a mask leaves.
     """
 
     group: np.ndarray
     shell: np.ndarray
+    freedom: float = 1.0
 
     @cached_property
     def start(self):
@@ -56,6 +58,11 @@ class Layout:
     def count(self):
         """int64[R]: components of each shell."""
         return np.bincount(self.shell_of_component)
+
+    @property
+    def degrees(self):
+        """float64[R]: degrees of freedom of the noise of each shell."""
+        return self.freedom * self.count
 
     @cached_property
     def share(self):
@@ -248,7 +255,7 @@ class Expectation:
         b, c2, power = particles.transformed[block], particles.ctf2[block], particles.power[block]
         scores = np.empty((len(b), len(self._log_prior)), dtype=b.dtype)
         node_scores(b, c2, self._weighted, self._power, scores)
-        count = self._layout.count
+        count = self._layout.degrees
         if scores.shape[1] > manifold.n_nodes:
             scores[:, -2] = 0
             scores[:, -1] = signal_scores(power, c2 @ self._layout.share, count, manifold.beta, manifold.signal2)
@@ -353,7 +360,7 @@ def noise_precision(totals, y, layout, n_nodes):
     square = layout.by_shell((totals.ctf2 * group_power(y**2, layout.start)).sum(axis=0))
     n = totals.count[:n_nodes + 1].sum() if len(totals.count) > n_nodes else totals.count.sum()
     residual = totals.power - 2.0 * cross + square
-    return n * layout.count / np.maximum(residual, 1e-12 * np.maximum(totals.power, 1e-300))
+    return n * layout.degrees / np.maximum(residual, 1e-12 * np.maximum(totals.power, 1e-300))
 
 
 def penalty(y, lattice, layout, alpha):

@@ -124,7 +124,8 @@ def _check_shapes(class_averages, sizes, resolutions):
 def _summary(sizes):
     n_empty = int(np.sum(sizes == 0))
     empty = f", {n_empty} empty" if n_empty else ""
-    return f"{sizes.sum():,} particles in {len(sizes)} classes{empty}   largest first   #number in the STAR file"
+    classes = "1 class" if len(sizes) == 1 else f"{len(sizes)} classes"
+    return f"{sizes.sum():,} particles in {classes}{empty}   largest first   #number in the STAR file"
 
 
 def _tile(image, size, faded):

@@ -51,7 +51,8 @@ def write(run, state):
     finite = np.where(np.isfinite(resolution), resolution, run.geometry.box_size * run.geometry.pixel_size)
     draw_gallery(folder / "classes.png", averages, counts, finite, str(folder))
     records = read_records(folder / RECORDS_NAME)
-    draw_convergence(folder / "convergence.png", records)
+    if any(record["kind"] == "iteration" for record in records):   # a log that was lost leaves no course to draw
+        draw_convergence(folder / "convergence.png", records)
     _finish_log(run, counts, records)
 
 

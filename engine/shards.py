@@ -1,4 +1,4 @@
-"""A rank's particles as angular harmonics: read once, masked, transformed, multiplied by their CTF, and kept in memory.
+"""A rank's particles as angular harmonics: read once, masked, transformed, multiplied by their CTF, and kept.
 
 The particles are cut into blocks by optics group and row, from the data alone; ranks are dealt whole, neighbouring
 blocks. What is computed in a block is computed the same way on whichever rank it lies, which is why results do not
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vitrea.engine.storage import InMemory, Kept
 from vitrea.kernels.ctf import ctf
 from vitrea.kernels.fourier import RingTransform
 from vitrea.kernels.mask import disc_image
@@ -52,33 +53,43 @@ def share_of(n_items, rank, size):
 class Shard:
     """The particles of a rank, in the order of its blocks.
 
-    rows int64[n]: row of the table; table: harmonics of mask·X·C; ctf2 complex64[n, J, R]; power
-    float32[n, R]: ring means of |X|²; usable bool[n]: False for images set aside, whose numbers are zero; reasons:
-    local index → why.
+    rows int64[n]: row of the table; storage: what is kept of the images; usable bool[n]: False for images set aside,
+    whose numbers are zero; background float32[n, 2]: mean and deviation; power_sum float64[blocks, R]: Σ of ring means
+    of |X|²; largest_unit float32[R]: of the packed coefficients; reasons: local index → why.
     """
 
     blocks: list
     starts: np.ndarray
     rows: np.ndarray
-    table: PackedTable
-    ctf2: np.ndarray
-    power: np.ndarray
+    storage: object
     usable: np.ndarray
     background: np.ndarray
+    power_sum: np.ndarray
+    largest_unit: np.ndarray
     reasons: dict = field(default_factory=dict)
 
     @classmethod
-    def allocate(cls, blocks, geometry):
-        """An empty shard for `blocks`."""
+    def allocate(cls, blocks, geometry, storage=InMemory):
+        """An empty shard for `blocks`; storage(n, geometry) makes the place for its particles."""
         rows = np.concatenate([b.rows for b in blocks]) if blocks else np.zeros(0, dtype=np.int64)
         starts = np.concatenate([[0], np.cumsum([len(b.rows) for b in blocks])]).astype(np.int64)
-        n, grid = len(rows), geometry.grid
-        return cls(blocks, starts, rows, PackedTable.zeros(n, grid),
-                   np.zeros((n, geometry.ctf_terms, grid.n_rings), np.complex64),
-                   np.zeros((n, grid.n_rings), np.float32), np.ones(n, dtype=bool), np.zeros((n, 2)))
+        n, n_rings = len(rows), geometry.grid.n_rings
+        return cls(blocks, starts, rows, storage(n, geometry), np.ones(n, dtype=bool), np.zeros((n, 2), np.float32),
+                   np.zeros((len(blocks), n_rings)), np.zeros(n_rings, np.float32))
 
     def __len__(self):
         return len(self.rows)
+
+    def put(self, i, local, coefficients, ctf2, power, grid):
+        """Keep particles `local` int64[m] of block i: coefficients complex64[m, size]; ctf2, power as in Kept."""
+        packed = PackedTable.of(coefficients, grid)
+        self.storage.put(local, Kept(packed, np.arange(len(local)), ctf2, power))
+        self.power_sum[i] += power.sum(axis=0, dtype=np.float64)
+        np.maximum(self.largest_unit, packed.unit.max(axis=0, initial=0.0), out=self.largest_unit)
+
+    def take(self, local):
+        """Kept of the particles `local` int64[m]."""
+        return self.storage.take(local)
 
     def of_block(self, i):
         """int64[n]: local indices of the usable particles of the i-th block of this shard."""
@@ -97,10 +108,10 @@ class Loader:
         """Read, check and transform the i-th block of the shard."""
         for first in range(shard.starts[i], shard.starts[i + 1], BATCH):
             local = np.arange(first, min(first + BATCH, shard.starts[i + 1]))
-            self._load_batch(shard, local, shard.blocks[i].optics)
+            self._load_batch(shard, i, local)
 
-    def _load_batch(self, shard, local, optics):
-        rows, group = shard.rows[local], self._group(optics)
+    def _load_batch(self, shard, i, local):
+        rows, group = shard.rows[local], self._group(shard.blocks[i].optics)
         images = self._centred(self._reader.read(rows), rows)
         bad = unusable(images)
         shard.usable[local] = [why is None for why in bad]
@@ -116,9 +127,8 @@ class Loader:
         half = group.polar(images.astype(np.float32, copy=False))
         half *= self._fraction_ramp(rows)
         transfer = self._transfer(rows)
-        shard.power[local] = np.mean(np.abs(half) ** 2, axis=2)
-        shard.ctf2[local] = self._ctf2(transfer)
-        self._to_table(half * transfer, shard.table, local)
+        power, ctf2 = np.mean(np.abs(half) ** 2, axis=2), self._ctf2(transfer).astype(np.complex64)
+        shard.put(i, local, self._harmonics(half * transfer), ctf2, power, self._geometry.grid)
 
     def _group(self, optics):
         if optics not in self._groups:
@@ -172,14 +182,15 @@ class Loader:
         harmonics = np.fft.rfft(transfer.astype(np.float64) ** 2, axis=2) / transfer.shape[2]
         return harmonics[:, :, :self._geometry.ctf_terms].transpose(0, 2, 1)
 
-    def _to_table(self, half, table, local):
+    def _harmonics(self, half):
+        """complex64[n, size] of half rings complex64[n, R, n_angles/2]."""
         grid = self._geometry.grid
-        complete_rings(half, self._rings.array[:len(local)])
-        self._rings.array[len(local):] = 0
+        complete_rings(half, self._rings.array[:len(half)])
+        self._rings.array[len(half):] = 0
         self._rings.to_harmonics()
-        coefficients = np.empty((len(local), grid.size), dtype=np.complex64)
+        coefficients = np.empty((len(half), grid.size), dtype=np.complex64)
         rings_to_table(self._rings.array, grid.first_ring, grid.offset, coefficients)
-        table.put(local, coefficients)
+        return coefficients
 
 
 class _GroupTransform:

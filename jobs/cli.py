@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -43,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def version() -> str:
+    import importlib.metadata
+
     return importlib.metadata.version("vitrea")
 
 
@@ -79,12 +80,22 @@ def _simulate_particles(arguments: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("command", "out", "threads")}
     simulation = ParticleSimulation(**given)
+    _require_no_simulation(arguments.out)
     simulate_particles(simulation, arguments.out, threads=arguments.threads or len(os.sched_getaffinity(0)))
     print(f"{simulation.n:,} particles of {simulation.views} views   box {simulation.box_size} px   "
           f"{simulation.pixel_size:.4g} Å/px   SNR {simulation.snr:.4g}")
-    for name, words in _SIMULATED.items():
-        print(f"  {arguments.out / name!s:<40} {words}")
+    for pattern, words in _SIMULATED.items():
+        found = list(arguments.out.glob(pattern))
+        print(f"  {found[0] if len(found) == 1 else arguments.out / pattern!s:<40} {words}")
     return DONE
+
+
+def _require_no_simulation(folder: Path) -> None:
+    """Particles that somebody may be working with are never replaced in passing."""
+    held = [path.name for pattern in _SIMULATED for path in folder.glob(pattern)]
+    if held:
+        raise JobError(f"{folder}: this folder already holds simulated particles ({held[0]}); expected a new or empty "
+                       "one; choose another --out, or remove the folder first")
 
 
 _SIMULATED = {
@@ -126,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=_Formatter,
     )
-    parser.add_argument("--version", action="version", version=f"vitrea {version()}", help="print the version")
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS,
+                        help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_job_commands(commands)
     _add_simulate(commands)
@@ -150,8 +162,7 @@ _SET_HELP = "change one key of the job file for this run, e.g. --set n_classes=1
 def _add_job_commands(commands: argparse._SubParsersAction) -> None:
     new = _command(commands, "new", _new, "print a commented job file with units and defaults",
                    "vitrea new classify2d > job.yaml")
-    new.add_argument("type", metavar="TYPE", choices=[*_job_names(), BENCH],
-                     help=f"kind of job: {', '.join(_job_names())}; or {BENCH}, a scaling study")
+    new.fill = _new_words
 
     check = _command(commands, "check", _check, "look a job over without running it: particles, memory, disk, poses",
                      "vitrea check job.yaml --ranks 8")
@@ -240,6 +251,12 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench.fill = _bench_words
 
 
+def _new_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> Sequence[str]:
+    parser.add_argument("type", metavar="TYPE", choices=[*_job_names(), BENCH],
+                        help=f"kind of job: {', '.join(_job_names())}; or {BENCH}, a scaling study")
+    return words
+
+
 def _bench_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> Sequence[str]:
     _one_blas_thread()
     return _load(BENCH_WORDS)(parser, list(words))
@@ -271,6 +288,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         _complain(f"{message}; see '{self.prog} --help'")
         raise SystemExit(MISTAKE)
+
+
+class _Version(argparse.Action):
+    """Prints the version; looked up only here, for importlib.metadata takes as long to import as all else."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"vitrea {version()}")
+        parser.exit()
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

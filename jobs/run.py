@@ -16,6 +16,9 @@ from vitrea.jobs.jobfile import JOB_NAME, Job, read_job, resolved_notes, started
 from vitrea.jobs.launcher import end_together, on_rank_0
 
 CHECKPOINT_NAME = "checkpoint.h5"
+NO_MISTAKE = "no mistake found; nothing was run or written"
+FEW_MEMBERS = 5      # particles a class: with fewer, class averages are of noise
+SMALL_IN_BOX = 0.3    # of a box: particles are boxed more tightly
 SKIPPED_NAME = "skipped.star"
 RUN_FILES = (JOB_NAME, LINES_NAME, RECORDS_NAME, CHECKPOINT_NAME, "run_data.star", "run_classes.mrcs")
 RESULTS = {
@@ -65,10 +68,10 @@ def check(path: Path, overrides: Sequence[str], ranks: int) -> int:
     from vitrea.engine.plan import plan
 
     job = read_job(path, overrides)
-    _require_free(job.options.output)
     table = read_particles(job.options.input)
     planned = plan(job.options, table, ranks)
-    for words in _check_lines(path, job, table, planned, ranks):
+    _require_free(job.options.output)
+    for words in [*_check_lines(path, job, table, planned, ranks), *_doubts(job.options, planned), NO_MISTAKE]:
         print(words)
     return 0
 
@@ -205,8 +208,21 @@ def _check_lines(path: Path, job: Job, table: object, planned: object, ranks: in
         f"poses       {planned.poses_coarse:,} coarse, {planned.poses_fine:,} fine, of each particle",
         f"memory      {a_rank}, {whole}",
         f"disk        {format_bytes(planned.disk_bytes)}",
-        "no mistake found; nothing was run or written",
     ]
+
+
+def _doubts(options: object, planned: object) -> list[str]:
+    """What a job may mean, but is more often a slip: each in one line."""
+    doubts = []
+    members, share = planned.particles / options.n_classes, options.particle_diameter / (
+        planned.box_size * planned.pixel_size)
+    if members < FEW_MEMBERS:
+        doubts.append(f"n_classes: {options.n_classes} for {planned.particles:,} particles are {members:.1f} particles "
+                      "a class; a hundred is usual")
+    if share < SMALL_IN_BOX:
+        doubts.append(f"particle_diameter: {options.particle_diameter:g} Å is {100 * share:.0f} % of the box; 50 to "
+                      "85 % is usual; is it in Å?")
+    return [f"doubtful    {words}" for words in doubts]
 
 
 def _version() -> str:

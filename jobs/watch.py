@@ -6,6 +6,8 @@ by several people, and after it has ended.
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ class RunState:
     reseed: Record | None = None
     ending: Record | None = None
     last: Record | None = None
+    lost: bool = False   # ended without a word: its process is gone
 
     def add(self, record: Record) -> None:
         kind = record["kind"]
@@ -80,13 +83,13 @@ class RunState:
 
     def seconds_left(self, now: datetime) -> float | None:
         """The run's own estimate, less the time since it was made; None if there is none."""
-        if self.ending or self.reading() or not self.iterations or self.iterations[-1].get("eta") is None:
+        if self.ending or self.lost or self.reading() or not self.iterations or self.iterations[-1].get("eta") is None:
             return None
         return max(0.0, float(self.iterations[-1]["eta"]) - _age(self.iterations[-1], now))
 
     def silent_for(self, now: datetime) -> float | None:
         """Seconds since the last record, if that is longer than the run's pace lets expect; None otherwise."""
-        if self.ending or self.last is None:
+        if self.ending or self.lost or self.last is None:
             return None
         pace = float(self.iterations[-1].get("seconds") or 0.0) if self.iterations else 0.0
         age = _age(self.last, now)
@@ -94,7 +97,7 @@ class RunState:
 
 
 def watch(folder: Path, *, once: bool, console: Console | None = None) -> int:
-    """Show a run until it ends, or once; returns the exit code: 1 if the run failed, else 0.
+    """Show a run until it ends, or once; returns the exit code: 1 if the run failed or was killed, else 0.
 
     Raises JobError if the folder holds no run.
     """
@@ -108,15 +111,36 @@ def watch(folder: Path, *, once: bool, console: Console | None = None) -> int:
         console.print(frame(folder, state, console))
     else:
         state = _follow(folder, console)
-    return 1 if state.ending and state.ending["kind"] == "failed" else 0
+    return 1 if state.lost or (state.ending and state.ending["kind"] == "failed") else 0
 
 
 def read_state(folder: Path) -> RunState:
     """The state of a run folder now."""
+    gone = _process_is_gone(_records_of(folder).start)
+    state = _records_of(folder)   # read after the look at the process, which may have ended the run just before
+    state.lost = gone and state.ending is None
+    return state
+
+
+def _records_of(folder: Path) -> RunState:
     state = RunState()
     for record in read_records(Path(folder) / RECORDS_NAME):
         state.add(record)
     return state
+
+
+def _process_is_gone(start: Record) -> bool:
+    """Whether the run was started on this machine by a process that is no more; False where that cannot be known."""
+    number = start.get("process")
+    if not isinstance(number, int) or start.get("host") != platform.node():
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def frame(folder: Path, state: RunState, console: Console, now: datetime | None = None) -> Group:
@@ -137,7 +161,7 @@ def _follow(folder: Path, console: Console) -> RunState:
     state = read_state(folder)
     with Live(frame(folder, state, console), console=console, auto_refresh=False) as live:
         try:
-            while state.ending is None:
+            while state.ending is None and not state.lost:
                 time.sleep(REFRESH_SECONDS)
                 state = read_state(folder)
                 live.update(frame(folder, state, console), refresh=True)
@@ -176,12 +200,12 @@ def _bar(state: RunState, console: Console, now: datetime) -> Table:
     if state.reading():
         place = "reading particles"
     gone = float(state.last["elapsed"]) if state.last else 0.0
-    if state.last and not state.ending and not state.silent_for(now):
+    if state.last and not state.ending and not state.lost and not state.silent_for(now):
         gone += _age(state.last, now)
     row = Table.grid(padding=(0, 2))
     width = max(10, min(50, console.width - 60))
     words = [place, "" if fraction is None else f"{100 * fraction:.0f} %", f"{format_clock(gone)} gone"]
-    if not state.ending:
+    if not state.ending and not state.lost:
         words.append("time left not known yet" if left is None else f"{format_clock(left)} left at most")
     done = round(width * (fraction or 0.0))
     row.add_row(Text("━" * done, style="green").append("─" * (width - done), style="dim"), *words)
@@ -261,9 +285,13 @@ def _notes(folder: Path, state: RunState, now: datetime) -> Iterable[Text]:
             yield Text(line, style=style)
         if state.ending["kind"] != "done":
             yield Text(f"go on with 'vitrea resume {folder}'")
+    if state.lost:
+        since = _local_time(state.last)
+        yield Text(f"not running any more: its process is gone, and wrote last on {since}", style="bold red")
+        yield Text(f"go on with 'vitrea resume {folder}'")
     silent = state.silent_for(now)
     if silent is not None:
-        since = datetime.fromisoformat(str(state.last["time"])).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        since = _local_time(state.last)
         yield Text(f"silent since {since}: nothing was written for {format_clock(silent)}", style="bold yellow")
         yield Text(f"if the job is no longer running, go on with 'vitrea resume {folder}'", style="yellow")
     if state.last is None:
@@ -272,6 +300,10 @@ def _notes(folder: Path, state: RunState, now: datetime) -> Iterable[Text]:
 
 def _order(record: Record) -> tuple[bool, int]:
     return record.get("stage") != "minibatch", int(record["iteration"])
+
+
+def _local_time(record: Record) -> str:
+    return datetime.fromisoformat(str(record["time"])).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _age(record: Record, now: datetime) -> float:

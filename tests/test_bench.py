@@ -21,8 +21,9 @@ from vitrea.benchmarks.launching import launcher_words
 from vitrea.benchmarks.machine import Limits, Work, triad
 from vitrea.benchmarks.peers import found_peers
 from vitrea.benchmarks.predict import Rates, gather_bytes, largest_share, predicted, row_seconds
-from vitrea.benchmarks.report import grouped
+from vitrea.benchmarks.report import check_times, grouped
 from vitrea.benchmarks.specimens import Sizes, make_search_of, particles_of
+from vitrea.benchmarks.startup import told as startup_told
 from vitrea.benchmarks.study import Network, Study, read_study
 from vitrea.benchmarks.suite import BENCHMARKS, QUICK, Effort, measure
 from vitrea.benchmarks.suite import told as kernel_told
@@ -308,6 +309,35 @@ def _numbers(text):
     return list(range(first, last + 1, int(step)))
 
 
+def test_times_are_checked_where_each_rank_has_a_core_and_the_source_of_the_rates_is_marked():
+    def row(ranks, threads, particles, oversubscribed=False):
+        record = {"e_step": 4.0, "m_step": 1.0, "reduce": 0.5, "iterations": 2}
+        return {"layout": (ranks, threads), "particles": particles, "classes": 3, "seconds": 3.0, "record": record,
+                "oversubscribed": oversubscribed}
+
+    rates = Rates(t_particle=1e-3, m_step=0.5, rest=0.0, row=0.0, sums=0, small=0)
+    rows = [row(1, 1, 2048), row(1, 1, 1024), row(2, 1, 2048), row(1, 2, 2048), row(8, 1, 2048, oversubscribed=True)]
+    found = check_times(rows, {3: rates}, Network(latency=0.0))
+    assert [(each["ranks"], each["particles"], each["source"]) for each in found] == [
+        (1, 2048, True), (1, 1024, False), (2, 2048, False)]
+    assert found[2]["predicted"]["seconds"] == pytest.approx(1.024 + 0.5 + gather_bytes(2048) / 1e10)
+    assert found[2]["measured"] == {"seconds": 3.0, "e_step": 2.0, "m_step": 0.5, "reduce": 0.25}
+
+
+def test_startup_is_measured_in_fresh_processes_and_set_beside_its_limits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "startup", "--n", "1"]) == 0
+    said = capsys.readouterr().out
+    helped, began = (json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines())
+    assert (helped["name"], began["name"]) == ("help", "first iteration")
+    assert (helped["limit"], began["limit"]) == (300.0, 3000.0)
+    assert 0 < helped["median"] < began["imports_median"] < began["median"]
+    assert "limit 0.3 s" in said
+    assert "limit 3.0 s" in said
+    assert startup_told({**began, "median": 2999.0}).count("holds") == 1
+    assert "OVER THE LIMIT" in startup_told({**began, "median": 3001.0})
+
+
 def test_a_study_runs_counts_and_predicts(tmp_path, monkeypatch, capsys):
     """Two layouts of one small stack; the bytes that were counted are those that the model computes."""
     try:
@@ -323,6 +353,7 @@ def test_a_study_runs_counts_and_predicts(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "Every size is what the model computes." in said
     assert "## Predicted, not measured" in said
+    assert "No run but the source of the rates could be compared." in said, "two ranks on one core are no check"
     assert "| oversubscribed |" in said
     assert (tmp_path / "out" / "scaling.md").read_text() in said
     assert {"scaling.png", "predicted.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -405,6 +436,22 @@ def test_other_sizes_are_not_compared_and_samples_of_one_size_are_pooled():
     assert [(each["n_before"], each["n_after"]) for each in found["measurements"]] == [(2, 2)]
     assert found["only_before"] == ["kernel estep"]
     assert "the machine was busy (load 2.0 a core)" in changes_told(found)
+
+
+def test_what_was_asked_for_is_compared_alike_and_what_came_out_does_not_matter():
+    """Two programs with other flags, SNR or rings are not one measurement; purity, memory and version are no sizes."""
+    def peer(samples, **other):
+        return {"benchmark": "peers", "name": "relion", "flags": "", "snr": 0.1, "samples": samples, "views_found": 3,
+                "version": "3.1.3", "purity": 0.9, **other}
+
+    before = [peer([1.0, 1.1]), peer([2.0, 2.1], flags="--pad 1"), peer([3.0, 3.1], snr=0.03),
+              record_of([1.0], rings=9), record_of([5.0], rings=20)]
+    after = [peer([1.0, 1.1], views_found=4, version="5.0", purity=0.2), peer([4.0, 4.1], flags="--pad 1")]
+    found = changes(before, after)
+    assert [(each["before"], each["after"]) for each in found["measurements"]] == [
+        (pytest.approx(1.05), pytest.approx(1.05)), (pytest.approx(2.05), pytest.approx(4.05))]
+    assert "flags --pad 1" in changes_told(found)
+    assert len(found["only_before"]) == 3
 
 
 def test_files_without_records_are_told(tmp_path, capsys):

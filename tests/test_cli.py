@@ -323,6 +323,18 @@ def test_simulate_and_compare_from_the_command_line(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.strip()
 
 
+def test_simulate_does_not_replace_particles(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = "simulate particles --out sim --n 4 --views 1 --box 32 --pixel-size 4 --snr 1 --stack-size 2".split()
+    assert cli.main(argv) == 0
+    assert "sim/particles*.mrcs " in capsys.readouterr().out, "two stacks are told by a pattern"
+    before = {path: path.read_bytes() for path in Path("sim").iterdir()}
+    assert refused(capsys, *argv, "--seed", "7") == (
+        "sim: this folder already holds simulated particles (particles.star); expected a new or empty one; choose "
+        "another --out, or remove the folder first")
+    assert {path: path.read_bytes() for path in Path("sim").iterdir()} == before
+
+
 def test_simulate_tells_a_mistake_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = "simulate particles --out sim --n 5 --views 2 --box 32 --pixel-size 4 --snr 0"
@@ -341,7 +353,7 @@ def test_the_defaults_in_the_help_of_simulate_are_those_of_the_simulation():
     for name, words in told.items():
         default = fields[name] if isinstance(fields[name], tuple) else (fields[name],)
         assert tuple(map(float, words.split())) == default, name
-    assert {action.dest for action in parser._actions} - {"help", "out"} == set(fields)
+    assert {action.dest for action in parser._actions} - {"help", "out", "threads"} == set(fields)
 
 
 def test_check_tells_what_a_run_will_need_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -357,4 +369,23 @@ def test_check_tells_what_a_run_will_need_and_writes_nothing(tmp_path, monkeypat
     assert "images      box 32 px   4 Å/px   1 optics group   300 kV" in text
     for words in (r"poses +[\d,]+ coarse, [\d,]+ fine", r"memory +[\d.]+ [MG]B a rank, [\d.]+ [MG]B on 4", "disk "):
         assert re.search(words, text)
+    assert "doubtful" not in text
     assert sorted(Path().rglob("*")) == before
+
+
+def test_check_tells_what_is_more_often_a_slip_and_the_wrong_input_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main("simulate particles --out sim --n 40 --views 2 --box 32 --pixel-size 4 --snr 1".split())
+    Path("job.yaml").write_text(NEEDED.replace("probe", "classify2d").replace("particles.star", "sim/particles.star"))
+    capsys.readouterr()
+    assert cli.main(["check", "job.yaml", "--set", "particle_diameter=36", "n_classes=30"]) == 0
+    text = capsys.readouterr().out
+    assert "doubtful    n_classes: 30 for 40 particles are 1.3 particles a class; a hundred is usual\n" in text
+    assert "doubtful    particle_diameter: 36 Å is 28 % of the box; 50 to 85 % is usual; is it in Å?\n" in text
+    assert refused(capsys, "check", "job.yaml", "--set", "particle_diameter=9") == (
+        "particle_diameter: 9 Å, but a pixel of sim/particles.star is 4 Å; expected at least 8 px, 32 Å; give the "
+        "diameter in Å, or use finer pixels")
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/run.out").touch()
+    assert "this folder already holds a run" in refused(capsys, "check", "job.yaml", "--set", "particle_diameter=90")
+    assert refused(capsys, "check", "job.yaml", "--set", "input=none.star").startswith("none.star: ")

@@ -70,12 +70,11 @@ def test_a_signal_to_the_last_rank_stops_every_rank(comm):
 
 def pass_over(blocks, comm):
     """One E step over `blocks` of noise with fixed references: (Totals, poses of the particles by row)."""
-    rows = [block.rows for block in blocks]
     geometry = SimpleNamespace(grid=GRID, ctf_terms=1, mask_fraction=0.5, box_size=GRID.box_size)
     shard = Shard.allocate(blocks, geometry)
-    if rows:
-        shard.table.put(np.arange(len(shard)), noise(1, N_BLOCKS * BLOCK, GRID.size)[shard.rows])
-    shard.ctf2[:], shard.power[:] = 0.7, 1.3
+    for i, block in enumerate(blocks):
+        kept = np.full((BLOCK, 1, 8), 0.7, np.complex64), np.full((BLOCK, 8), 1.3, np.float32)
+        shard.put(i, shard.of_block(i), noise(1, N_BLOCKS * BLOCK, GRID.size)[block.rows], *kept, GRID)
     options = SimpleNamespace(threads=1, norm_correction=True, offset_range=2.0)
     model = Model(noise(2, 3, GRID.size), np.ones((1, 8)), np.ones((3, 8)), np.ones((3, 8)), np.full(3, 1 / 3), 2.0, 8)
     one = make_templates(make_level(GRID, 2.0, 1.0, 20.0), model.references, model.class_prior, 2.0, 1)

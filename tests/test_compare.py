@@ -204,6 +204,25 @@ def test_foreign_images_are_refused(both, tmp_path):
                                 "same stack")
 
 
+@pytest.mark.parametrize(("truth", "result", "found"), [
+    ({"vitreaJunk": "none"}, {}, "the latter is the truth of a simulation"),
+    ({"vitreaJunk": "none"}, {"rlnMaxValueProbDistribution": 0.5}, "the latter is the truth of a simulation"),
+    ({}, {"rlnMaxValueProbDistribution": 0.5}, "the former is a result")])
+def test_truth_and_result_the_wrong_way_about_are_refused(both, truth, result, found):
+    columns = truth_columns()
+    truth, result = (columns | {name: np.full(300, value) for name, value in more.items()} for more in (truth, result))
+    assert both(truth, result).purity == 1.0
+    with pytest.raises(JobError, match=f"result.star as the result, but {found}; expected the truth first; try 'vitrea "
+                                       "compare .*/result.star .*/truth.star'"):
+        both(result, truth)
+
+
+def test_two_results_and_a_result_that_kept_the_columns_of_its_input_are_compared(both):
+    of_truth, of_result = ({name: np.full(300, 0.5)} for name in ("vitreaJunk", "rlnMaxValueProbDistribution"))
+    assert both(truth_columns() | of_result, truth_columns() | of_result).purity == 1.0
+    assert both(truth_columns() | of_truth, truth_columns() | of_truth | of_result).purity == 1.0
+
+
 def test_an_image_listed_twice_is_refused(both):
     truth = truth_columns(5)
     twice = {label: np.concatenate([values, values[:1]]) for label, values in truth.items()}

@@ -69,6 +69,7 @@ def test_the_command_line_comes_without_the_numerical_libraries():
     code = "import sys, vitrea.jobs.cli as cli; cli._parser(); print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "numba", "scipy", "mpi4py", "rich", "matplotlib", "vitrea.benchmarks"} & set(loaded)
+    assert not {"yaml", "importlib.metadata", "vitrea.engine.options"} & set(loaded), "they take longer than the help"
 
 
 def test_the_words_of_bench_come_without_the_numerical_libraries():

@@ -311,16 +311,30 @@ def other_key(folder):
     path.write_text(re.sub(r"tau2_fudge: \S+", "tau2_fudge: 4", path.read_text()))
 
 
+def other_pixels(folder):
+    """Another extraction of the same particles: same names, same sizes."""
+    images = pixels(folder)
+    images[:] = images[::-1].copy()
+
+
+def longer_stack(folder):
+    with (folder / "given.mrcs").open("ab") as stack:
+        stack.write(b"more")
+
+
 CANNOT_READ = (r"out/run/checkpoint\.h5: cannot be read as a checkpoint \(it is damaged.*\); expected .*; "
                r"bring back a copy, or .*")
 UNFIT = [
     (cut_checkpoint, CANNOT_READ),
     (damage_checkpoint, CANNOT_READ),
-    (other_format, r"out/run/checkpoint\.h5: format was 99 in the run, but is 1 now; expected .*; .*"),
+    (other_format, r"out/run/checkpoint\.h5: format was 99 in the run, but is 2 now; expected .*; .*"),
     (other_particles, r".*: the particles was 200 with digest \w+ in the run, but is 200 with digest \w+ now; "
      r".*; restore them.*"),
     (fewer_particles, r".*: the particles was 200 with digest \w+ in the run, but is 150 with digest \w+ now; "
      r".*; restore them.*"),
+    (other_pixels, r"\S+\.mrcs: this stack holds other images than when the run started, under the same names "
+     r"\(out/run/checkpoint\.h5\); expected the particles of the run; restore it, or start a new run .*"),
+    (longer_stack, r"\S+\.mrcs: this stack holds [\d,]+ bytes, but [\d,]+ when the run started .*; restore it, .*"),
     (other_key, r".*: tau2_fudge was 2\.0 in the run, but is 4\.0 now; expected the job and particles of the run; .*"),
 ]
 
@@ -335,6 +349,18 @@ def test_resume_refuses_what_does_not_fit_and_leaves_the_run(stopped, tmp_path, 
     told = capsys.readouterr().err
     assert re.fullmatch(f"vitrea: {sentence}\n", told), told
     assert (tmp_path / "out/run/checkpoint.h5").read_bytes() == kept
+
+
+def test_a_stack_that_was_only_written_to_is_told_and_the_run_goes_on(stopped, tmp_path, monkeypatch, capsys):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["resume", "out/run"]) == 0
+    assert "written to" not in capsys.readouterr().out, "a copy keeps the time of the last change"
+    Path("out/run/record.jsonl").unlink()
+    (tmp_path / "given.mrcs").touch()
+    assert cli.main(["resume", "out/run"]) == 0
+    assert re.search(r"\S+\.mrcs was written to since the run started; size and the images compared are the same\n",
+                     capsys.readouterr().out)
 
 
 # ---- the launcher

@@ -40,6 +40,10 @@ def test_each_tile_says_number_size_share_and_resolution(tmp_path, written):
         "#3", "98,765", "98.8 %", "6.5 Å", "#1", "1,234", "1.2 %", "8.0 Å", "#4", "1", "<0.1 %", "#2", "empty"]
 
 
+def test_one_class_is_told_as_one():
+    assert pictures._summary(np.array([7])).startswith("7 particles in 1 class   ")
+
+
 @pytest.mark.parametrize("n_classes", [1, 2, 13, 400])
 @pytest.mark.parametrize("box_size", [31, 64])
 def test_any_number_of_classes_fits_on_the_page(tmp_path, n_classes, box_size):

@@ -26,7 +26,7 @@ def test_a_particle_more_costs_what_a_shard_keeps_of_it(stacks, stack):
     table = read_particles(stacks / stack)
     options = options_for(table.path)
     shard = Shard.allocate(make_blocks(table.optics_index), make_geometry(table, options))
-    kept = shard.table.quanta.nbytes + shard.table.unit.nbytes + shard.ctf2.nbytes + shard.power.nbytes
+    kept = shard.storage.nbytes
     twice = table.take(np.tile(np.arange(len(table)), 2))
     grown = plan(options, twice, 1).memory_per_rank_bytes - plan(options, twice, 2).memory_per_rank_bytes
     assert grown == pytest.approx(kept + len(table) * BYTES_A_PARTICLE, rel=0.001)

@@ -1,6 +1,10 @@
 """The view of a run: what its records say, in a frame, while it goes on and after it ended."""
 
 import io
+import os
+import platform
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -105,6 +109,36 @@ def test_endings_are_told(ending, words):
     assert words in text
     assert ("vitrea resume" in text) == (ending["kind"] != "done")
     assert " left" not in text
+
+
+def gone_process():
+    """The number of a process that has ended and been waited for."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(("host", "process", "killed"), [
+    (platform.node(), gone_process(), True), (platform.node(), os.getpid(), False),
+    ("another-machine", gone_process(), False), (platform.node(), None, False)])
+def test_a_killed_run_is_told_from_a_live_one_where_its_process_can_be_seen(tmp_path, capsys, host, process, killed):
+    with RunLog(tmp_path, echo=False) as log:
+        log.record("start", **START, host=host, process=process)
+        log.record("iteration", iteration=1, of=30, stage="full", class_sizes=[5, 6], eta=100.0)
+    assert watch(tmp_path, once=True) == (1 if killed else 0)
+    text = capsys.readouterr().out
+    assert ("not running any more: its process is gone" in text) == killed
+    assert (f"go on with 'vitrea resume {tmp_path}'" in text) == killed
+    assert (" left at most" in text) != killed
+
+
+def test_a_live_view_leaves_a_killed_run_but_a_run_that_is_done_is_done(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
+    with RunLog(tmp_path, echo=False) as log:
+        log.record("start", **START, host=platform.node(), process=gone_process())
+        assert watch(tmp_path, once=False, console=console) == 1
+        log.record("done", classes=2, empty=0)
+        assert watch(tmp_path, once=False, console=console) == 0
 
 
 def test_a_resumed_run_goes_back_to_its_checkpoint():

@@ -5,7 +5,7 @@
 #SBATCH --cpus-per-task=$threads
 #SBATCH --time=$time
 #SBATCH --exclusive
-#SBATCH --output=$output/%x-%a.out
+#SBATCH --output=$output/$log
 $directives
 $setup
 cd $folder

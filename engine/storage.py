@@ -1,0 +1,105 @@
+"""Where a rank keeps what it has computed of its particles: in memory, or as records in a scratch file.
+
+The file has no name: it is unlinked as soon as it is open, so nothing is left of it however the run ends. Its bytes
+are reserved before the first image is read, so a full disk is a sentence at the start. It is read by plain positioned
+reads rather than a memory map: the memory of a rank stays what was promised, and a disk that fails raises an exception
+instead of a bus error.
+"""
+import os
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitrea.engine.errors import JobError
+from vitrea.kernels.packed import PackedTable
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of n particles: `rows` int64[n] of table (harmonics of mask·X·C); ctf2 complex64[n, J, R]; power
+    float32[n, R]: ring means of |X|²."""
+
+    table: PackedTable
+    rows: np.ndarray
+    ctf2: np.ndarray
+    power: np.ndarray
+
+
+def record_type(geometry):
+    """The bytes of one particle, a NumPy dtype."""
+    grid = geometry.grid
+    return np.dtype([("quanta", "i2", (grid.size, 2)), ("unit", "f4", (grid.n_rings,)),
+                     ("ctf2", "c8", (geometry.ctf_terms, grid.n_rings)), ("power", "f4", (grid.n_rings,))])
+
+
+class InMemory:
+    """Everything in arrays."""
+
+    def __init__(self, n, geometry):
+        grid = geometry.grid
+        self._table = PackedTable.zeros(n, grid)
+        self._ctf2 = np.zeros((n, geometry.ctf_terms, grid.n_rings), np.complex64)
+        self._power = np.zeros((n, grid.n_rings), np.float32)
+        self.nbytes = sum(a.nbytes for a in (self._table.quanta, self._table.unit, self._ctf2, self._power))
+
+    def put(self, local, kept):
+        """Keep particles `local` int64[m], given as Kept of m."""
+        self._table.quanta[local], self._table.unit[local] = kept.table.quanta[kept.rows], kept.table.unit[kept.rows]
+        self._ctf2[local], self._power[local] = kept.ctf2, kept.power
+
+    def take(self, local):
+        """Kept of the particles `local` int64[m]."""
+        return Kept(self._table, local, self._ctf2[local], self._power[local])
+
+
+class InScratch:
+    """One record a particle in an unnamed file in `folder`; only what is asked for is in memory.
+
+    JobError if the folder cannot be written or has too little space.
+    """
+
+    def __init__(self, n, geometry, folder):
+        self._grid, self._type, self._folder = geometry.grid, record_type(geometry), folder
+        self.nbytes = n * self._type.itemsize
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, prefix=".vitrea-scratch-", buffering=0)
+            if n:
+                os.posix_fallocate(self._file.fileno(), 0, self.nbytes)
+        except OSError as error:
+            self._refuse(error)
+
+    def put(self, local, kept):
+        """Keep particles `local` int64[m], given as Kept of m. JobError if the disk refuses."""
+        records = np.empty(len(local), self._type)
+        records["quanta"], records["unit"] = kept.table.quanta[kept.rows], kept.table.unit[kept.rows]
+        records["ctf2"], records["power"] = kept.ctf2, kept.power
+        try:
+            self._transfer(os.pwritev, local, records)
+        except OSError as error:
+            self._refuse(error)
+
+    def take(self, local):
+        """Kept of the particles `local` int64[m], read from the file. OSError if the disk fails."""
+        records = np.empty(len(local), self._type)
+        self._transfer(os.preadv, local, records)
+        quanta, unit, ctf2, power = (np.ascontiguousarray(records[name]) for name in self._type.names)
+        return Kept(PackedTable(self._grid, quanta, unit), np.arange(len(local)), ctf2, power)
+
+    def _transfer(self, call, local, records):
+        """Read or write records, neighbouring particles in one piece."""
+        for place in np.split(np.arange(len(local)), np.flatnonzero(np.diff(local) != 1) + 1):
+            if len(place):
+                piece = records[place[0]:place[-1] + 1].view(np.uint8)
+                offset, done = int(local[place[0]]) * self._type.itemsize, 0
+                while done < len(piece):
+                    count = call(self._file.fileno(), [piece[done:]], offset + done)
+                    if not count:
+                        raise OSError(f"the scratch file in {self._folder} ends at {offset + done} of {self.nbytes}")
+                    done += count
+
+    def _refuse(self, error):
+        raise JobError(f"scratch: {self._folder} does not take the {self.nbytes / 1e9:.3g} GB of particles that a rank "
+                       f"keeps there ({error.strerror or error}); expected a writable folder with that much free "
+                       "space for each rank; free some space, choose another scratch folder, or use more memory "
+                       "(storage: memory)") from error

@@ -1,0 +1,71 @@
+"""One micrograph to picks: prepare, scan, find maxima, suppress neighbours, back to the micrograph's own pixels."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitrea.picker.network import Network, stages
+from vitrea.picker.peaks import local_maxima, suppress
+from vitrea.picker.scan import ORIENTATIONS, DenseScan
+
+SCORE_FLOOR = 0.05   # picks below it are not kept
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Picks of one micrograph, best first: x, y float64[n] px of the micrograph (of the centre, row 0 stored first),
+    score float64[n] in 0..1, edge bool[n]: nearer than half a box to the edge, where the scan saw mirrored pixels."""
+
+    x: np.ndarray
+    y: np.ndarray
+    score: np.ndarray
+    edge: np.ndarray
+
+    def __len__(self):
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class Picker:
+    """A trained network with all that picking needs: preparation, and the distance [Å] between picks."""
+
+    network: Network
+    parameters: dict
+    statistics: dict
+    preparation: object
+    distance: float
+    orientations: tuple = ORIENTATIONS
+    step: int | None = None
+
+    def planned(self, shape):
+        """A DenseScan for prepared images of `shape`; the images are mirrored by half a box on every side."""
+        margin = 2 * (self.network.box // 2)
+        return DenseScan(stages(self.network, self.parameters, self.statistics), self.network.box,
+                         tuple(n + margin for n in shape), step=self.step, orientations=self.orientations)
+
+    def score_map(self, prepared, scan=None):
+        """(scores float32[h, w], origin, step): the score at (i, j) is of the place origin + step·(i, j) [px]."""
+        scan = scan or self.planned(prepared.shape)
+        half = self.network.box // 2
+        scores = scan.scores(np.pad(prepared, half, mode="symmetric"))
+        return scores, (self.network.box - 1) / 2 - half, scan.step
+
+    def pick(self, micrograph, scan=None, floor=SCORE_FLOOR):
+        """Picks of a Micrograph with scores above `floor`."""
+        prepared = self.preparation.apply(micrograph)
+        scores, origin, step = self.score_map(prepared, scan)
+        places, values = local_maxima(scores, floor)
+        places = origin + step * places
+        inside = ((places > -0.5) & (places < np.array(prepared.shape) - 0.5)).all(axis=1)
+        places, values = places[inside], values[inside]
+        kept = suppress(places * self._angstrom(micrograph, prepared), values, self.distance)
+        places, values = places[kept], values[kept]
+        half = self.network.box / 2
+        edge = ((places < half) | (places > np.array(prepared.shape) - half)).any(axis=1)
+        # Cropping in Fourier space keeps pixel 0 where it is, and with it the places of all samples.
+        y, x = (places * np.array(micrograph.image.shape) / prepared.shape).T
+        return Picks(x, y, values, edge)
+
+    @staticmethod
+    def _angstrom(micrograph, prepared):
+        """Å per pixel of the prepared image along y and x."""
+        return micrograph.pixel_size * np.array(micrograph.image.shape) / prepared.shape
