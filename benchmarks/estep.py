@@ -15,35 +15,45 @@ from vitrea.benchmarks.kernels import COMPLEX_MAC, agree
 from vitrea.benchmarks.machine import Work, transform_flops
 from vitrea.benchmarks.specimens import make_search_of, particles_of
 from vitrea.engine import expectation
-from vitrea.engine.expectation import Particles, Search, Workspace, coarse_evidence, ctf_terms
+from vitrea.engine.expectation import Search, Workspace, coarse_evidence
+from vitrea.engine.scoring import Particles, ctf_terms
 
 CHECKED = 2             # particles compared with the twin: all their poses
 MATTERS = 8.0           # nats below the best: classes whose evidence is compared
 NATS = 2e-2             # agreement of log-likelihoods of some 1e2 nats, from 16-bit coefficients and float32 scores
 
 
-def reference_scores(particles, row, templates, k, turned=0.0):
+def reference_scores(particles, row, templates, k):
     """float64[T, n]: scores of one particle against all poses of class k, by numpy.fft in double precision.
 
-    The angles are those of the level, `turned` by so many steps.
+    The angles are those of the level, ψ_j = 2π(j + ½)/n.
     """
     level, grid = templates.level, templates.level.grid
     image = particles.table.take(particles.rows[row:row + 1], grid, particles.ring_weight, particles.scale[row:row + 1])
-    products = image[0].astype(np.complex128)[:, None] * templates.conjugated[k]
+    products = image[0].astype(np.complex128)[:, None] * conjugated_templates(templates, k)
     lines = np.zeros((level.n_angles // 2 + 1, level.n_shifts), dtype=np.complex128)
     lines[:grid.n_harmonics] = np.add.reduceat(products, grid.offset[:-1], axis=0)
     term = ctf_terms(_some(particles, [row]), templates, 1.0)[k, 0]
     resolved = min(len(term), (level.n_angles + 2) // 4)
     lines[0:2 * resolved:2] += term[:resolved, None]
-    lines *= np.exp(2j * np.pi * turned / level.n_angles * np.arange(len(lines)))[:, None]
+    lines *= np.exp(1j * np.pi / level.n_angles * np.arange(len(lines)))[:, None]
     return np.fft.irfft(lines.T, level.n_angles, axis=1) * level.n_angles + templates.log_prior[k][:, None]
 
 
-def reference_posterior(particles, row, templates, turned=0.0):
+def conjugated_templates(templates, k):
+    """complex64[size, T]: conjugated coefficients of all shifts of class k."""
+    grid, (matrix, first) = templates.level.grid, templates.of_class(k)
+    columns = slice(first, first + templates.level.n_shifts)
+    width = np.diff(grid.offset)
+    real = np.arange(grid.size) + np.repeat(grid.offset[:-1], width)
+    return matrix[real, columns] - 1j * matrix[real + np.repeat(width, width), columns]
+
+
+def reference_posterior(particles, row, templates):
     """(log Σ exp score by class float64[K], best score by class float64[K]) of one particle, over all its poses."""
-    sums, best = np.empty(len(templates.conjugated)), np.empty(len(templates.conjugated))
+    sums, best = np.empty(templates.n_classes), np.empty(templates.n_classes)
     for k in range(len(sums)):
-        scores = reference_scores(particles, row, templates, k, turned)
+        scores = reference_scores(particles, row, templates, k)
         best[k] = scores.max()
         sums[k] = best[k] + np.log(np.exp(scores - best[k]).sum())
     return sums, best
@@ -59,7 +69,7 @@ def _some(particles, rows):
 def search_work(search, n):
     """Work of `n` particles on the first level of a search: all its products and transforms."""
     templates = search.coarse or search.fine
-    level, lines = templates.level, len(templates.conjugated) * templates.level.n_shifts
+    level, lines = templates.level, templates.n_classes * templates.level.n_shifts
     return Work(product_flops=n * COMPLEX_MAC * lines * level.grid.size,
                 transform_flops=n * lines * transform_flops(level.n_angles))
 
@@ -123,14 +133,13 @@ class Marginal:
     def check(self):
         evidence, worst = self.run(), 0.0
         for row in range(min(CHECKED, self.units)):
-            # the coarse pass may look at the angles of the level, or half-way between them
-            error = min(self._error(row, evidence[row], turned) for turned in (0.0, 0.5))
+            error = self._error(row, evidence[row])
             worst = max(worst, agree("marginal [nats]", 1.0 + error, np.array(1.0), NATS))
         return worst
 
-    def _error(self, row, evidence, turned):
+    def _error(self, row, evidence):
         """Largest difference [nats] of the log posteriors of the classes that matter."""
-        expected, _ = reference_posterior(self.particles, row, self.search.coarse, turned)
+        expected, _ = reference_posterior(self.particles, row, self.search.coarse)
         expected, found = (values - np.logaddexp.reduce(values) for values in (expected, evidence))
         return float(np.abs(found - expected)[expected > expected.max() - MATTERS].max())
 
@@ -179,7 +188,7 @@ class Adaptive(EStep):
 
 
 def _shape(templates):
-    return len(templates.conjugated), templates.level.n_shifts, templates.level.n_angles
+    return templates.n_classes, templates.level.n_shifts, templates.level.n_angles
 
 
 def simulated_block(sizes, folder):

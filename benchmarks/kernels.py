@@ -8,29 +8,31 @@ import numpy as np
 
 from vitrea.benchmarks.machine import Work, transform_flops
 from vitrea.benchmarks.specimens import Sizes, make_search_of, particles_of
-from vitrea.kernels.fourier import LinesToAngles, LinesToHarmonics, RingTransform
+from vitrea.engine.expectation import KEPT
+from vitrea.engine.scoring import TILE_SCORES, Scorer
+from vitrea.kernels.angles import harmonic_order, keep_lines, quarter_matrices, quarters, reference_whole_lines
+from vitrea.kernels.fourier import LinesToHarmonics, RingTransform
 from vitrea.kernels.harmonic import (
     accumulate_lines,
-    harmonic_product,
-    pack_lines,
     reference_accumulate_lines,
-    reference_harmonic_product,
-    reference_pack_lines,
+    reference_score_product,
+    score_product,
 )
-from vitrea.kernels.packed import gather_by_harmonic
+from vitrea.kernels.packed import gather_real
 from vitrea.kernels.polar import PolarTransform, complete_rings, rings_to_table
 from vitrea.kernels.posterior import (
     SIGNIFICANCE_BINS,
-    add_lines,
-    reference_add_lines,
     reference_exp_line,
+    reference_sum_lines,
+    smallest_line_sets,
+    sum_lines,
     weigh_lines,
 )
 
 COMPLEX_MAC = 8        # operations of a complex multiply-add
 EXP_FLOPS = 20         # of an exponential as kernels/posterior.py computes it, its line maximum included
 SPREAD = 7             # pixels of finufft's spreading kernel at a tolerance of 1e-5
-LINES = 128            # lines of angles transformed at once
+LINES = 128            # lines of weights transformed at once
 IMAGES = 16            # transformed at once when particles are read
 SINGLE = 1e-4          # agreement expected of float32 sums, relative to the largest value
 TRANSFORM_ERROR = 1e-3   # of finufft at its tolerance, in single precision
@@ -91,101 +93,110 @@ class Polar:
 
 
 class Product:
-    """The bracket of the score: for each harmonic a product (images × rings)·(rings × shifts), for every class."""
+    """The bracket of the score: for each harmonic a product (images × rings)·(rings × classes, shifts)."""
 
-    unit, twin = "particle", "reference_harmonic_product"
+    unit, twin = "particle", "reference_score_product"
 
     def __init__(self, sizes):
-        self.grid, self.shifts, self.units = sizes.grid, sizes.shifts, sizes.particles
-        self.templates = make_search_of(sizes).fine.conjugated
+        self.grid, self.templates = sizes.grid, make_search_of(sizes).fine
         particles, _ = particles_of(sizes)
-        self.images = np.zeros(self.units * self.grid.size, dtype=np.complex64)
-        particles.table.gather(gather_by_harmonic, particles.rows, self.grid, particles.ring_weight, particles.scale,
-                               self.images)
-        self.out = np.zeros((self.grid.n_harmonics, self.units * sizes.shifts), dtype=np.complex64)
+        self.units = min(sizes.particles, Scorer(self.templates).images_a_product)
+        self.images = np.zeros(4 * self.units * self.grid.size, dtype=np.float32)
+        particles.table.gather(gather_real, particles.rows[:self.units], self.grid, particles.ring_weight,
+                               particles.scale[:self.units], self.images)
+        self.order = harmonic_order(self.grid.n_harmonics)
+        self.out = np.zeros(2 * self.units * self.grid.n_harmonics * self.templates.matrices[0].shape[1], np.float32)
 
     def run(self):
-        for templates in self.templates:
-            self._product(harmonic_product, templates, self.out)
+        for matrix in self.templates.matrices:
+            self._product(score_product, matrix)
 
     def check(self):
-        twin = np.zeros_like(self.out)
-        self._product(harmonic_product, self.templates[0], self.out)
-        self._product(reference_harmonic_product, self.templates[0], twin)
-        return agree("product", self.out, twin)
+        found = self._product(score_product, self.templates.matrices[0]).copy()
+        return agree("product", found, self._product(reference_score_product, self.templates.matrices[0]))
 
-    def _product(self, kernel, templates, out):
-        kernel(self.images, self.units, 0, self.units, templates.reshape(-1), self.shifts, self.grid.offset, out)
+    def _product(self, kernel, matrix):
+        shape = (self.grid.n_harmonics, 2 * self.units, matrix.shape[1])
+        out = self.out[:np.prod(shape)].reshape(shape)
+        kernel(self.images, self.units, matrix, self.grid.offset, self.order, out)
+        return out
 
     @property
     def work(self):
-        return Work(product_flops=COMPLEX_MAC * self.units * self.templates.size, bytes=self.templates.nbytes)
+        numbers = sum(matrix.size for matrix in self.templates.matrices)
+        return Work(product_flops=0.5 * COMPLEX_MAC * self.units * numbers, bytes=4.0 * numbers)
 
 
 class Angles:
-    """Harmonics of lines (image, shift) to scores at all angles: packing and inverse FFT, LINES at a time."""
+    """Harmonics of a tile of lines to the four quarters of their scores: products, where FFTW's rate is the limit."""
 
-    unit, twin = "line", "reference_pack_lines and numpy.fft.irfft"
+    unit, twin = "line", "numpy.fft.irfft, turned by half a step"
 
     def __init__(self, sizes):
-        random, self.units, self.n_angles = np.random.default_rng(sizes.seed), LINES, sizes.rotations
-        self.shifts, images = sizes.shifts, -(-LINES // sizes.shifts)
-        shape = (sizes.grid.n_harmonics, images * sizes.shifts)
-        self.product = (random.normal(size=shape) + 1j * random.normal(size=shape)).astype(np.complex64)
-        self.log_prior = random.normal(size=sizes.shifts).astype(np.float32)
-        self.ctf_term = random.normal(size=(images, 1)).astype(np.complex64)
-        self.plan = LinesToAngles(LINES, sizes.rotations)
+        random, self.n_angles = np.random.default_rng(sizes.seed), sizes.rotations
+        self.units = TILE_SCORES // sizes.rotations
+        n_rows = sizes.grid.n_harmonics
+        self.order, self.matrices = harmonic_order(n_rows), quarter_matrices(sizes.rotations, n_rows)
+        self.product = random.normal(size=(n_rows, 2, self.units)).astype(np.float32)
+        self.parts = np.zeros((4, sizes.rotations // 4, self.units), dtype=np.float32)
 
     def run(self):
-        pack_lines(self.product, 0, LINES, self.shifts, self.log_prior, self.ctf_term, self.plan.harmonics)
-        self.plan.execute()
+        quarters(self.product, self.matrices, self.parts)
 
     def check(self):
-        twin = np.zeros(self.plan.harmonics.shape, dtype=np.complex128)
-        reference_pack_lines(self.product, 0, LINES, self.shifts, self.log_prior, self.ctf_term, twin)
+        harmonics = np.zeros((self.units, self.n_angles // 2 + 1), dtype=np.complex128)
+        n_rows = len(self.order)
+        harmonics[:, :n_rows] = (self.product[self.order, 0] + 1j * self.product[self.order, 1]).T
+        harmonics *= np.exp(1j * np.pi / self.n_angles * np.arange(harmonics.shape[1]))
+        harmonics[:, 0] = harmonics[:, 0].real
         self.run()
-        return agree("angles", self.plan.values, np.fft.irfft(twin, self.n_angles, axis=1) * self.n_angles)
+        twin = np.fft.irfft(harmonics, self.n_angles, axis=1) * self.n_angles
+        return agree("angles", reference_whole_lines(self.parts), twin)
 
     @property
     def work(self):
-        return Work(transform_flops=LINES * transform_flops(self.n_angles))
+        return Work(transform_flops=self.units * transform_flops(self.n_angles))
 
 
 class Posterior:
-    """Scores to log-sum-exp per particle, and to the weights of the lines that count."""
+    """A tile of scores to the lines that matter, their sum by particle, and the weights of those that count."""
 
-    unit, twin = "pose", "reference_add_lines and reference_exp_line"
+    unit, twin = "pose", "reference_sum_lines and reference_exp_line"
 
     def __init__(self, sizes):
-        random, lines = np.random.default_rng(sizes.seed), LINES - LINES % sizes.shifts or sizes.shifts
-        self.scores = random.normal(scale=3.0, size=(lines, sizes.rotations)).astype(np.float32)
-        self.owner = np.arange(lines) // sizes.shifts
-        self.units, self.images = self.scores.size, int(self.owner[-1]) + 1
-        self.scratch = np.zeros(sizes.rotations, dtype=np.float32)
-        self.line_best = np.zeros(lines, dtype=np.float32)
+        random, self.images = np.random.default_rng(sizes.seed), max(1, TILE_SCORES // (sizes.rotations * sizes.shifts))
+        self.shifts, lines = sizes.shifts, self.images * sizes.shifts
+        self.parts = random.normal(scale=1.5, size=(4, sizes.rotations // 4, lines)).astype(np.float32)
+        self.units = self.parts.size
+        self.peak, self.scratch = np.zeros(lines, np.float32), np.zeros(sizes.rotations, np.float32)
+        self.scores = np.zeros((lines, sizes.rotations), np.float32)
+        self.kept, self.sums = np.zeros(lines, KEPT), np.zeros(lines)
         self.weights = np.zeros_like(self.scores)
         self.run()
 
     def run(self):
-        best, total = self._sums(add_lines)
-        self.log_total = best + np.log(total)
+        self.best = np.full(self.images, -np.inf, np.float32)
+        used = keep_lines(self.parts, np.arange(self.images), self.shifts, 0, self.best, self.peak, self.scores,
+                          self.kept, 0)
+        self.about = self.kept[:used]
+        sum_lines(self.scores, self.about, self.best, self.scratch, self.sums[:used])
+        chosen, total, held = np.zeros(used, dtype=bool), np.zeros(self.images), np.zeros(self.images)
+        smallest_line_sets(self.about, self.sums[:used], 1.0, chosen, total, held, np.zeros(self.images, np.int64))
+        self.lines, self.log_total = np.flatnonzero(chosen), self.best + np.log(total)
         histogram = np.zeros((self.images, SIGNIFICANCE_BINS, 2))
-        lines = np.arange(len(self.scores))
-        weigh_lines(self.scores, self.log_total, lines, self.owner, self.weights, histogram, np.zeros(self.images))
+        weigh_lines(self.scores, self.log_total, self.lines, self.about["row"][self.lines], self.weights, histogram,
+                    np.zeros(self.images))
 
     def check(self):
         self.run()
-        best, total = self._sums(reference_add_lines)
-        error = agree("posterior", self.log_total, best + np.log(total))
-        twin = np.empty_like(self.scores)
-        for line, row in enumerate(self.owner):
-            reference_exp_line(self.scores[line], self.log_total[row], twin[line])
-        return max(error, agree("posterior", self.weights, twin))
-
-    def _sums(self, kernel):
-        best, total = np.full(self.images, -np.inf, dtype=np.float32), np.zeros(self.images)
-        kernel(self.scores, len(self.scores), self.owner, best, total, self.scratch, self.line_best)
-        return best, total
+        whole = reference_whole_lines(self.parts).reshape(self.images, -1)
+        error = agree("posterior", self.log_total, np.log(np.exp(whole).sum(axis=1)))
+        sums = self.sums[:len(self.about)]
+        error = max(error, agree("posterior", sums, reference_sum_lines(self.scores, self.about, self.best)))
+        twin = np.empty((len(self.lines), whole.shape[1] // self.shifts), np.float32)
+        for line, out in zip(self.lines, twin):
+            reference_exp_line(self.scores[line], self.log_total[self.about["row"][line]], out)
+        return max(error, agree("posterior", self.weights[:len(twin)], twin))
 
     @property
     def work(self):

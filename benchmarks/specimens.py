@@ -11,7 +11,8 @@ from functools import cached_property
 import numpy as np
 
 from vitrea.engine.errors import JobError
-from vitrea.engine.expectation import Particles, Search, make_templates
+from vitrea.engine.expectation import Search
+from vitrea.engine.scoring import Particles, make_templates
 from vitrea.engine.search import disc_shifts, level_angles, make_level
 from vitrea.kernels.packed import PackedTable
 from vitrea.kernels.polar import PolarGrid

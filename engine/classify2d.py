@@ -242,7 +242,7 @@ def iterate(run, state):
 def _poses_scored(search):
     """Poses that every particle is compared with: all of the first level."""
     first = search.coarse or search.fine
-    return len(first.conjugated) * first.level.n_shifts * first.level.n_angles
+    return first.n_classes * first.level.n_shifts * first.level.n_angles
 
 
 def _chooser(run, state):

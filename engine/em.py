@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from vitrea.engine.comm import sum_over_ranks
-from vitrea.engine.expectation import Particles, Poses, Workspace, expect
+from vitrea.engine.expectation import Poses, Workspace, expect
 from vitrea.engine.model import SCALE_RANGE, BlockStatistics, Totals, add_block, block_residual, make_quanta
+from vitrea.engine.scoring import Particles
 
 PROGRESS_SECONDS = 2.0
 

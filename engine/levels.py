@@ -1,7 +1,8 @@
 """How finely poses are searched as the resolution marches: one level at first, a coarse and a fine one later."""
 import numpy as np
 
-from vitrea.engine.expectation import Search, make_templates
+from vitrea.engine.expectation import Search
+from vitrea.engine.scoring import make_templates
 from vitrea.engine.search import disc_shifts, level_angles, make_level
 
 LEAST_COARSE_RINGS = 6
@@ -20,7 +21,7 @@ def make_search(model, geometry, options, temperature=1.0):
     if model.rings <= coarse_rings:
         only = _templates(model, geometry, options, model.rings, 1)
         return Search(only, None, options.adaptive_fraction, temperature)
-    fine = _templates(model, geometry, options, model.rings, 2)
+    fine = _templates(model, geometry, options, model.rings, 2, together=1)
     coarse = _templates(model, geometry, options, coarse_rings, 1)
     return Search(fine, coarse, options.adaptive_fraction, temperature)
 
@@ -30,8 +31,8 @@ def level_shape(grid, options, step, divisor):
     return len(disc_shifts(options.offset_range, step)), level_angles(grid, options.psi_step / divisor)
 
 
-def _templates(model, geometry, options, rings, divisor):
+def _templates(model, geometry, options, rings, divisor, **grouping):
     grid = geometry.grid.with_rings(rings)
     level = make_level(grid, options.offset_range, options.offset_step / divisor, options.psi_step / divisor)
     references = geometry.grid.crop(model.references, grid)
-    return make_templates(level, references, model.class_prior, model.sigma_offset, geometry.ctf_terms)
+    return make_templates(level, references, model.class_prior, model.sigma_offset, geometry.ctf_terms, **grouping)

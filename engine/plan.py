@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitrea.engine.errors import JobError
-from vitrea.engine.expectation import LINES, PRODUCT_LINES, SCORE_BUDGET
+from vitrea.engine.expectation import LINES, SCORE_BUDGET
 from vitrea.engine.geometry import make_geometry
 from vitrea.engine.levels import coarse_ring_limit, level_shape
+from vitrea.engine.scoring import PRODUCT_SIZE, TILE_SCORES
 from vitrea.engine.shards import BATCH, make_blocks
 
 PROGRAM_BYTES = 235e6      # the interpreter, numba and the libraries, as measured
@@ -98,5 +99,5 @@ def _thread(grid, n_classes, shifts, angles, block):
     """Bytes of a thread's workspace besides its sums by class and shift, which are shaped like the templates."""
     scores = 4 * min(SCORE_BUDGET, int(CLASSES_ACTIVE * block * n_classes) * shifts * angles)
     ramps = 3 * shifts * grid.n_rings * grid.n_angles * 8
-    products = PRODUCT_LINES * grid.n_harmonics * 8 + LINES * angles * 16
+    products = 4 * (PRODUCT_SIZE + TILE_SCORES) + LINES * angles * 16
     return scores + ramps + products + 2 * block * grid.size * 8 + n_classes * grid.size * 8 + block * n_classes * 40

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrea.engine.expectation import Particles, Search, Workspace, expect, make_templates
+from vitrea.engine.expectation import Search, Workspace, expect
+from vitrea.engine.scoring import Particles, make_templates
 from vitrea.engine.search import make_level
 from vitrea.kernels import harmonic
 from vitrea.kernels.packed import PackedTable

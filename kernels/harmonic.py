@@ -1,69 +1,52 @@
-"""Scores of all rotations and shifts as matrix products over rings and short Fourier transforms over angles.
+"""Scores of all rotations and shifts as matrix products over rings, and the sums over weighted, turned images.
 
 A rotation by ψ multiplies a(r, m) by e^{−imψ}. With images y = harmonics of C·X and templates a_t = harmonics of the
 shifted reference,
     score(ψ, t) = Σ_m e^{imψ} z_t(m),   z_t(m) = Σ_r w_r y(r, m) conj a_t(r, m),
-the bracket being, for each m, a product (images × rings)·(rings × shifts), and the sum over m an inverse FFT
-(Rangan et al. 2020; design: docs/theory.md).
+the bracket being, for each m, a product (images × rings)·(rings × shifts), made in real numbers so that what follows
+(kernels/angles.py) is a real product as well (Rangan et al. 2020; design: docs/theory.md).
 """
 import numba
 import numpy as np
 
+from vitrea.kernels.posterior import refine_peak
+
+
+def real_templates(conjugated, offset):
+    """Right sides of the products of some classes: conjugated complex64[c, size, T] → float32[2·size, c·T].
+
+    For each harmonic 2R_m rows, Re a of every ring and then Im a; columns are (class, shift).
+    """
+    n_classes, size, n_shifts = conjugated.shape
+    width = np.diff(offset)
+    real_row = np.arange(size) + np.repeat(offset[:-1], width)
+    out = np.empty((2 * size, n_classes, n_shifts), dtype=np.float32)
+    out[real_row] = conjugated.real.transpose(1, 0, 2)
+    out[real_row + np.repeat(width, width)] = -conjugated.imag.transpose(1, 0, 2)
+    return out.reshape(2 * size, n_classes * n_shifts)
+
 
 @numba.njit(nogil=True, cache=True)
-def harmonic_product(images, n, start, stop, templates, n_shifts, offset, out):
-    """z(m; i, t) for images `start…stop` of `n`: one BLAS product a harmonic.
+def score_product(images, n, templates, offset, order, out):
+    """z(m) of `n` images and all columns of some templates: float32[rows, 2n, columns], harmonic m in row `order[m]`.
 
-    images complex64[n·size] as written by `gather_by_harmonic` (kernels/packed.py); templates complex64[size·T],
-    conjugated, per harmonic a matrix (rings × shifts); out complex64[M, ≥ (stop − start)·T].
+    images float32[≥ 4·n·size] as `gather_real` (kernels/packed.py), templates as `real_templates`. Rows 0…n of a
+    harmonic are Re z of the images, rows n…2n Im z; rows of harmonics that the grid does not have are left alone.
     """
-    count = stop - start
     for m in range(offset.size - 1):
         width = offset[m + 1] - offset[m]
-        first = n * offset[m] + start * width
-        left = images[first:first + count * width].reshape(count, width)
-        right = templates[n_shifts * offset[m]:n_shifts * offset[m + 1]].reshape(width, n_shifts)
-        np.dot(left, right, out[m, :count * n_shifts].reshape(count, n_shifts))
+        left = images[4 * n * offset[m]:4 * n * offset[m + 1]].reshape(2 * n, 2 * width)
+        np.dot(left, templates[2 * offset[m]:2 * offset[m + 1]], out[order[m]])
 
 
-def reference_harmonic_product(images, n, start, stop, templates, n_shifts, offset, out):
-    """NumPy twin of `harmonic_product`."""
+def reference_score_product(images, n, templates, offset, order, out):
+    """NumPy twin of `score_product`, in complex numbers."""
     for m in range(offset.size - 1):
-        left = images[n * offset[m]:n * offset[m + 1]].reshape(n, -1)[start:stop]
-        right = templates[n_shifts * offset[m]:n_shifts * offset[m + 1]].reshape(-1, n_shifts)
-        out[m, :(stop - start) * n_shifts] = (left @ right).ravel()
-
-
-@numba.njit(nogil=True, cache=True)
-def pack_lines(product, first, count, n_shifts, log_prior, ctf_term, out):
-    """Lay lines `first…first+count` of a product side by side for the transform over angles, priors and CTF term added.
-
-    product complex64[M, lines], a line being (image, shift); log_prior float32[T], added to m = 0; ctf_term
-    complex64[images, J], the harmonics 0, 2, 4, … of −½ Σ_r w_r C²|A|², which no shift changes; out complex64[≥
-    count, n/2+1]. Terms that n angles do not resolve, 2j ≥ n/2, are dropped.
-    """
-    n_harmonics, terms, block = product.shape[0], min(ctf_term.shape[1], out.shape[1] // 2), 8
-    for begin in range(0, count, block):  # a small transpose, block by block
-        end = min(begin + block, count)
-        for m in range(n_harmonics):
-            for line in range(begin, end):
-                out[line, m] = product[m, first + line]
-    for line in range(count):
-        image, shift = divmod(first + line, n_shifts)
-        out[line, n_harmonics:] = 0
-        for j in range(terms):
-            out[line, 2 * j] += ctf_term[image, j]
-        out[line, 0] += log_prior[shift]
-
-
-def reference_pack_lines(product, first, count, n_shifts, log_prior, ctf_term, out):
-    """NumPy twin of `pack_lines`."""
-    lines = np.arange(first, first + count)
-    out[:count] = 0
-    out[:count, :product.shape[0]] = product[:, first:first + count].T
-    terms = min(ctf_term.shape[1], out.shape[1] // 2)
-    out[:count, 0:2 * terms:2] += ctf_term[lines // n_shifts, :terms]
-    out[:count, 0] += log_prior[lines % n_shifts]
+        width = offset[m + 1] - offset[m]
+        left = images[4 * n * offset[m]:4 * n * offset[m + 1]].reshape(2 * n, 2 * width)
+        a = templates[2 * offset[m]:2 * offset[m] + width] + 1j * templates[2 * offset[m] + width:2 * offset[m + 1]]
+        z = (left[:n, :width] + 1j * left[:n, width:]) @ np.conj(a)
+        out[order[m], :n], out[order[m], n:] = z.real, z.imag
 
 
 @numba.njit(nogil=True, cache=True)
@@ -87,3 +70,52 @@ def reference_accumulate_lines(harmonics, count, line_image, line_target, offset
     for line in range(count):
         weight = np.repeat(np.conj(harmonics[line, :offset.size - 1]), np.diff(offset))
         out[line_target[line]] += weight * images[line_image[line]]
+
+
+@numba.njit(nogil=True, cache=True)
+def refine_pose(image, templates, column, offset, ctf_term, log_prior, neighbours, n_angles, shift, angle):
+    """Where between the grid points a particle's score is largest, near (shift, angle): (Δangle, Δy, Δx) in grid steps.
+
+    image complex64[size], weighted; templates as `real_templates`, the class beginning at `column`; ctf_term
+    complex64[J]; log_prior float32[T]; neighbours int64[T, 4]. Only the scores around the maximum are computed, and in
+    double precision, so that nothing but the kept lines need be stored (see `refine_peak`).
+    """
+    scores = np.zeros((neighbours.shape[0], 3))
+    wanted = _around(neighbours, shift)
+    turns = np.exp(2j * np.pi * (angle + np.arange(3) - 0.5) / n_angles)
+    power = np.ones(3, dtype=np.complex128)
+    for m in range(offset.size - 1):
+        width = offset[m + 1] - offset[m]
+        first = 2 * offset[m]
+        for i in range(wanted.size):
+            place, real, imaginary = column + wanted[i], 0.0, 0.0
+            for r in range(width):
+                y = image[offset[m] + r]
+                a, b = templates[first + r, place], templates[first + width + r, place]
+                real += y.real * a + y.imag * b
+                imaginary += y.imag * a - y.real * b
+            for j in range(3):
+                scores[wanted[i], j] += (power[j].real * real - power[j].imag * imaginary) * (1.0 if m == 0 else 2.0)
+        power *= turns
+    for i in wanted:
+        scores[i] += log_prior[i] + ctf_term[0].real
+    for j in range(1, min(ctf_term.size, n_angles // 4)):
+        common = 2.0 * (turns ** (2 * j) * ctf_term[j]).real
+        for i in wanted:
+            scores[i] += common
+    return refine_peak(scores, shift, 1, neighbours)
+
+
+@numba.njit(nogil=True, cache=True)
+def _around(neighbours, shift):
+    """int64[≤ 9]: a shift and those around it that exist, diagonal ones included."""
+    wanted = np.zeros(neighbours.shape[0], dtype=np.bool_)
+    wanted[shift] = True
+    for axis in range(4):
+        beside = neighbours[shift, axis]
+        if beside >= 0:
+            wanted[beside] = True
+            for other in range(4):
+                if other // 2 != axis // 2 and neighbours[beside, other] >= 0:
+                    wanted[neighbours[beside, other]] = True
+    return np.flatnonzero(wanted)

@@ -69,37 +69,12 @@ def pack(coefficients, rows, offset, first_ring, unit, quanta):
 
 
 @numba.njit(nogil=True, cache=True)
-def gather_by_harmonic(quanta, unit, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """Collect `rows` of a packed table, weighted by ring and image, as one matrix (rows × rings) per harmonic.
+def gather_by_row(quanta, unit, rows, offset, first_ring, ring_weight, scale, out_offset, out):
+    """Collect `rows` of a packed table, weighted by ring and image: complex64[n, size'], one image after the other.
 
     quanta int16[N, size, 2], unit float32[N, R] on a wide grid (offset); rows int64[n]; first_ring, out_offset and
-    ring_weight float32[R'] of a grid of no more rings; scale float32[n]; out complex64[≥ n·size'] receives, from
-    n·out_offset[m] on, the matrix of harmonic m, row after row.
+    ring_weight float32[R'] of a grid of no more rings; scale float32[n].
     """
-    n = rows.size
-    for m in range(out_offset.size - 1):
-        width, first = out_offset[m + 1] - out_offset[m], first_ring[m]
-        for i in range(n):
-            row, target = rows[i], n * out_offset[m] + i * width
-            for r in range(width):
-                weight = ring_weight[first + r] * (scale[i] * unit[row, first + r])
-                source = quanta[row, offset[m] + r]
-                out[target + r] = complex(weight * source[0], weight * source[1])
-
-
-def reference_gather_by_harmonic(quanta, unit, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """NumPy twin of `gather_by_harmonic`."""
-    n = rows.size
-    for m in range(out_offset.size - 1):
-        width, first = out_offset[m + 1] - out_offset[m], first_ring[m]
-        part = quanta[rows, offset[m]:offset[m] + width].astype(np.float32) @ np.array([1, 1j], np.complex64)
-        part *= unit[rows, first:first + width] * ring_weight[first:first + width] * scale[:, None]
-        out[n * out_offset[m]:n * out_offset[m + 1]] = part.ravel()
-
-
-@numba.njit(nogil=True, cache=True)
-def gather_by_row(quanta, unit, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """As `gather_by_harmonic`, but complex64[n, size']: the coefficients of one image side by side."""
     for m in range(out_offset.size - 1):
         width, first = out_offset[m + 1] - out_offset[m], first_ring[m]
         for i in range(rows.size):
@@ -112,15 +87,31 @@ def gather_by_row(quanta, unit, rows, offset, first_ring, ring_weight, scale, ou
 
 @numba.njit(nogil=True, cache=True)
 def gather_real(quanta, unit, rows, offset, first_ring, ring_weight, scale, out_offset, out):
-    """As `gather_by_harmonic`, but a real matrix (2R_m × rows) per harmonic: Re of every ring, then Im."""
+    """As `gather_by_row`, as left sides of real products: a matrix (2n × 2R_m) per harmonic in float32[≥ 4·n·size'].
+
+    Row i is Re y then Im y of every ring, row n + i is Im y then −Re y: times Re a over Im a they give Re and Im of
+    Σ_r y conj a.
+    """
     n = rows.size
     for m in range(out_offset.size - 1):
         width, first = out_offset[m + 1] - out_offset[m], first_ring[m]
-        target = out[2 * n * out_offset[m]:2 * n * out_offset[m + 1]].reshape(2 * width, n)
+        target = out[4 * n * out_offset[m]:4 * n * out_offset[m + 1]].reshape(2 * n, 2 * width)
         for i in range(n):
             row = rows[i]
             for r in range(width):
                 weight = ring_weight[first + r] * (scale[i] * unit[row, first + r])
                 source = quanta[row, offset[m] + r]
-                target[r, i] = weight * source[0]
-                target[width + r, i] = weight * source[1]
+                real, imaginary = weight * source[0], weight * source[1]
+                target[i, r], target[i, width + r] = real, imaginary
+                target[n + i, r], target[n + i, width + r] = imaginary, -real
+
+
+def reference_gather_real(quanta, unit, rows, offset, first_ring, ring_weight, scale, out_offset, out):
+    """NumPy twin of `gather_real`."""
+    n = rows.size
+    for m in range(out_offset.size - 1):
+        width, first = out_offset[m + 1] - out_offset[m], first_ring[m]
+        part = quanta[rows, offset[m]:offset[m] + width].astype(np.float32)
+        part *= (unit[rows, first:first + width] * ring_weight[first:first + width] * scale[:, None])[:, :, None]
+        real, imaginary = part[:, :, 0], part[:, :, 1]
+        out[4 * n * out_offset[m]:4 * n * out_offset[m + 1]] = np.block([[real, imaginary], [imaginary, -real]]).ravel()

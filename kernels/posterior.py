@@ -62,32 +62,53 @@ def line_maximum(values):
 
 
 @numba.njit(nogil=True, cache=True)
-def add_lines(values, count, line_image, best, total, scratch, line_best):
-    """Stream lines into a log-sum-exp per image: log Σ exp = best + log total.
+def sum_lines(scores, kept, best, scratch, out):
+    """Σ exp(score − best of its particle) of every line: float64[lines]; 0 for lines that are far below.
 
-    values float32[≥ count, n]; line_image int64[count]; best float32[n_images] (start −inf), total float64[n_images]
-    (start 0), both updated; line_best float32[count] receives each line's maximum.
+    scores float32[≥ lines, n]; kept (row, column, peak)[lines] as `keep_lines` (kernels/angles.py); best float32[rows];
+    scratch float32[n].
     """
-    for line in range(count):
-        peak, image = line_maximum(values[line]), line_image[line]
-        line_best[line] = peak
-        if peak > best[image]:
-            if total[image] > 0.0:
-                total[image] *= np.exp(np.float64(best[image]) - np.float64(peak))
-            best[image] = peak
-        elif peak < best[image] - NEGLIGIBLE:
-            continue
-        total[image] += exp_line(values[line], best[image], scratch)
+    for line in range(kept.size):
+        row = kept[line].row
+        out[line] = 0.0
+        if kept[line].peak >= best[row] - np.float32(NEGLIGIBLE):
+            out[line] = exp_line(scores[line], best[row], scratch)
 
 
-def reference_add_lines(values, count, line_image, best, total, scratch, line_best):
-    """NumPy twin of `add_lines`, which drops nothing."""
-    line_best[:count] = values[:count].max(axis=1)
-    for image in np.unique(line_image[:count]):
-        mine = values[:count][line_image[:count] == image].astype(np.float64)
-        peak = max(best[image], mine.max())
-        total[image] = np.exp(mine - peak).sum() + (total[image] * np.exp(best[image] - peak) if total[image] else 0.0)
-        best[image] = peak
+def reference_sum_lines(scores, kept, best):
+    """NumPy twin of `sum_lines`, which drops nothing."""
+    return np.exp(scores[:len(kept)].astype(np.float64) - best[kept["row"], None]).sum(axis=1)
+
+
+@numba.njit(nogil=True, cache=True)
+def smallest_line_sets(kept, sums, fraction, chosen, total, held, best_line):
+    """Choose for every particle the smallest set of lines that holds `fraction` of its weight.
+
+    kept (row, column, peak)[lines]; sums float64[lines] as `sum_lines`. Written: chosen bool[lines]; by particle total
+    and held float64, the weight of all its lines and of those chosen, and best_line int64, where its largest score is.
+    """
+    n_rows = total.size
+    start = np.zeros(n_rows + 1, dtype=np.int64)
+    for line in range(kept.size):
+        start[kept[line].row + 1] += 1
+    start = np.cumsum(start)
+    place, member = start[:-1].copy(), np.empty(kept.size, dtype=np.int64)
+    for line in range(kept.size):
+        row = kept[line].row
+        member[place[row]] = line
+        place[row] += 1
+    chosen[:] = False
+    for row in range(n_rows):
+        mine = member[start[row]:start[row + 1]]
+        total[row], held[row], best_line[row] = sums[mine].sum(), 0.0, mine[0]
+        for line in mine:
+            if kept[line].peak > kept[best_line[row]].peak:
+                best_line[row] = line
+        for i in np.argsort(-sums[mine]):
+            if held[row] >= fraction * total[row] or sums[mine[i]] == 0.0:
+                break
+            chosen[mine[i]] = True
+            held[row] += sums[mine[i]]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -119,7 +140,7 @@ def smallest_sets(log_weights, fraction, out):
 def weigh_lines(scores, log_total, lines, line_row, out, histogram, expected):
     """Weights of `lines` of scores: out[j] = exp(scores[lines[j]] − log_total[row]), float32[≥ lines, n].
 
-    scores float32[L, n]; log_total float64[rows]; lines, line_row int64[count]. Added to, by row: expected
+    scores float32[L, n]; log_total float64[rows]; lines, line_row int[count]. Added to, by row: expected
     float64[rows], the mean score Σ W·score; histogram float64[rows, SIGNIFICANCE_BINS, 2], the number of poses and
     their weight by how far the weight lies below 1 (BINS_PER_NAT a nat), from which the number of significant poses
     is read.
@@ -141,15 +162,15 @@ def weigh_lines(scores, log_total, lines, line_row, out, histogram, expected):
 
 
 @numba.njit(nogil=True, cache=True)
-def significant_poses(histogram, fraction):
-    """How many poses hold `fraction` of the weight, to the width of a bin: float64[n] from float64[n, BINS, 2]."""
+def significant_poses(histogram, goal):
+    """How many poses hold the weight `goal` float64[n], to the width of a bin: float64[n] from float64[n, BINS, 2]."""
     out = np.zeros(histogram.shape[0])
     for i in range(histogram.shape[0]):
-        goal, held = fraction * histogram[i, :, 1].sum(), 0.0
+        held = 0.0
         for b in range(histogram.shape[1]):
             number, weight = histogram[i, b, 0], histogram[i, b, 1]
-            if weight > 0.0 and held + weight >= goal:
-                out[i] += np.ceil(number * (goal - held) / weight)
+            if weight > 0.0 and held + weight >= goal[i]:
+                out[i] += np.ceil(number * (goal[i] - held) / weight)
                 break
             out[i] += number
             held += weight
@@ -167,7 +188,7 @@ def peak_offset(before, here, after):
 
 @numba.njit(nogil=True, cache=True)
 def refine_peak(scores, shift, angle, neighbours):
-    """Sub-grid position of a maximum of scores float32[T, n] at (shift, angle): (Δangle, Δy, Δx) in grid steps.
+    """Sub-grid position of a maximum of scores float[T, n] at (shift, angle): (Δangle, Δy, Δx) in grid steps.
 
     The maximum of the paraboloid through the neighbours: a turn and a shift compensate each other where a class lies
     off centre, so the three must be found together. Where that paraboloid has no maximum within one step, the parabola
@@ -210,24 +231,3 @@ def _mixed_shift(values, shift, neighbours):
                 return 0.0
             total += values[corner] if x == y else -values[corner]
     return 0.25 * total
-
-
-@numba.njit(nogil=True, cache=True)
-def best_poses(scores, line_best, pair_row, neighbours, best, line, angle, refined):
-    """The best pose of every row among its pairs, refined below the grid.
-
-    scores float32[pairs·T, n]; line_best float32[pairs, T]; pair_row int64[pairs]; neighbours int64[T, 4]. Written by
-    row: best float32 (start −inf), line int64 (pair·T + shift), angle int64, refined float64[rows, 3] as `refine_peak`.
-    """
-    n_shifts = line_best.shape[1]
-    for pair in range(pair_row.size):
-        row = pair_row[pair]
-        for shift in range(n_shifts):
-            if line_best[pair, shift] > best[row]:
-                best[row] = line_best[pair, shift]
-                line[row] = pair * n_shifts + shift
-    for row in range(best.size):
-        pair, shift = divmod(line[row], n_shifts)
-        angle[row] = np.argmax(scores[line[row]])
-        mine = scores[pair * n_shifts:(pair + 1) * n_shifts]
-        refined[row] = refine_peak(mine, shift, angle[row], neighbours)

@@ -15,7 +15,7 @@ from vitrea.benchmarks import kernels, scaling, study
 from vitrea.benchmarks.changes import changes, noise
 from vitrea.benchmarks.changes import told as changes_told
 from vitrea.benchmarks.clocks import Clocks
-from vitrea.benchmarks.estep import reference_posterior, reference_scores, search_work
+from vitrea.benchmarks.estep import conjugated_templates, reference_posterior, reference_scores, search_work
 from vitrea.benchmarks.kernels import WrongAnswerError
 from vitrea.benchmarks.launching import launcher_words
 from vitrea.benchmarks.machine import Limits, Work, triad
@@ -53,7 +53,7 @@ def test_a_kernel_is_checked_and_its_record_is_whole(name):
 
 @pytest.mark.parametrize(
     ("name", "function", "result"),
-    [("product", "harmonic_product", -1), ("angles", "pack_lines", -1), ("posterior", "add_lines", 4),
+    [("product", "score_product", -1), ("angles", "quarters", -1), ("posterior", "sum_lines", -1),
      ("posterior", "weigh_lines", 4), ("accumulate", "accumulate_lines", -1), ("polar", "rings_to_table", -1)],
 )
 def test_a_wrong_kernel_is_not_measured(name, function, result, monkeypatch):
@@ -92,10 +92,10 @@ def test_the_twin_of_the_e_step_is_a_sum_over_turned_references():
     grid, templates = sizes.grid, search.fine
     middle = int(np.flatnonzero(~search.fine.level.shifts.any(axis=1))[0])
     image = particles.table.take(np.array([0]))[0].astype(np.complex128)
-    reference = np.conj(templates.conjugated[2, :, middle]).astype(np.complex128)
+    reference = np.conj(conjugated_templates(templates, 2)[:, middle]).astype(np.complex128)
     scores = reference_scores(particles, 0, templates, 2)[middle]
     for j in (0, 7, 50):
-        turned = reference * np.exp(-2j * np.pi * j / 96 * grid.harmonic_of)
+        turned = reference * np.exp(-2j * np.pi * (j + 0.5) / 96 * grid.harmonic_of)
         residual = np.sum(grid.multiplicity * np.abs(image - turned) ** 2)
         empty = np.sum(grid.multiplicity * np.abs(image) ** 2)
         assert scores[j] - templates.log_prior[2, middle] == pytest.approx(0.5 * (empty - residual), abs=1e-2)

@@ -11,8 +11,9 @@ from vitrea.engine.checkpoint import PARTICLE
 from vitrea.engine.comm import StopRequest, check_launcher, gather_rows, largest_over_ranks, sum_over_ranks
 from vitrea.engine.em import Pass
 from vitrea.engine.errors import JobError
-from vitrea.engine.expectation import Search, make_templates
+from vitrea.engine.expectation import Search
 from vitrea.engine.model import Model
+from vitrea.engine.scoring import make_templates
 from vitrea.engine.search import make_level
 from vitrea.engine.shards import Block, Shard, share_of
 from vitrea.kernels.exact import quantum, to_quanta

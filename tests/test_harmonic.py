@@ -2,15 +2,17 @@
 import numpy as np
 import pytest
 
+from vitrea.engine.search import disc_shifts, shift_neighbours
 from vitrea.kernels.harmonic import (
     accumulate_lines,
-    harmonic_product,
-    pack_lines,
+    real_templates,
     reference_accumulate_lines,
-    reference_harmonic_product,
-    reference_pack_lines,
+    reference_score_product,
+    refine_pose,
+    score_product,
 )
 from vitrea.kernels.polar import PolarGrid
+from vitrea.kernels.posterior import refine_peak
 
 # (box, rings of the table, rings in use, support): odd and even, all rings and some, a single ring, a speck
 GRIDS = [(32, 15, 15, 13.0), (33, 13, 7, 14.5), (21, 9, 1, 8.0), (40, 11, 6, 1.0)]
@@ -42,73 +44,70 @@ def plain_and_compiled(kernel):
     return kernel.py_func, kernel
 
 
+def gathered(grid, y):
+    """Left sides of the products of complex64[n, size], as `gather_real` lays them out, from the definition."""
+    parts = [y[:, grid.offset[m]:grid.offset[m + 1]] for m in range(grid.n_harmonics)]
+    return np.concatenate([np.block([[p.real, p.imag], [p.imag, -p.real]]).ravel() for p in parts]).astype(np.float32)
+
+
 @pytest.mark.parametrize("case", GRIDS)
-@pytest.mark.parametrize(("start", "stop", "n_shifts"), [(0, 7, 5), (2, 7, 1), (6, 7, 13), (3, 3, 4)])
-def test_harmonic_product_equals_its_twin(case, start, stop, n_shifts):
+@pytest.mark.parametrize(("n", "n_classes", "n_shifts"), [(7, 1, 5), (1, 3, 1), (4, 2, 13)])
+def test_score_product_equals_its_twin_and_leaves_other_rows_alone(case, n, n_classes, n_shifts):
     _, grid = grids(case)
     random = np.random.default_rng(1)
-    images, templates = noise(random, 7 * grid.size), noise(random, grid.size * n_shifts)
-    count = (stop - start) * n_shifts
-    expected = np.zeros((grid.n_harmonics, count), dtype=np.complex64)
-    reference_harmonic_product(images, 7, start, stop, templates, n_shifts, grid.offset, expected)
-    out, whole = guarded(grid.n_harmonics, count + 3)   # a wider buffer, as the last product of a block finds it
-    harmonic_product(images, 7, start, stop, templates, n_shifts, grid.offset, out)
-    np.testing.assert_allclose(out[:, :count], expected, atol=1e-4)
-    np.testing.assert_array_equal(out[:, count:], GUARD)
-    check_guards(whole)
+    images = gathered(grid, noise(random, n, grid.size))
+    templates = real_templates(noise(random, n_classes, grid.size, n_shifts), grid.offset)
+    order = random.permutation(grid.n_harmonics + 2)
+    shape = (len(order), 2 * n, n_classes * n_shifts)
+    expected, out = np.full(shape, 7e7, np.float32), np.full(shape, 7e7, np.float32)
+    reference_score_product(images, n, templates, grid.offset, order, expected)
+    score_product(images, n, templates, grid.offset, order, out)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+    assert (out[order[grid.n_harmonics:]] == np.float32(7e7)).all()
 
 
-def test_harmonic_product_is_the_sum_over_rings_of_image_times_template():
+def test_score_product_is_the_sum_over_rings_of_image_times_conjugated_template():
     grid = PolarGrid(33, 9, 12.0)
     random = np.random.default_rng(2)
-    y, a = noise(random, 3, grid.size), noise(random, 4, grid.size)
-    images = np.concatenate([y[:, grid.offset[m]:grid.offset[m + 1]].ravel() for m in range(grid.n_harmonics)])
-    out = np.zeros((grid.n_harmonics, 12), dtype=np.complex64)
-    harmonic_product(images, 3, 0, 3, np.ascontiguousarray(a.conj().T).reshape(-1), 4, grid.offset, out)
+    y, a = noise(random, 3, grid.size), noise(random, 2, grid.size, 4)
+    out = np.zeros((grid.n_harmonics, 6, 8), dtype=np.float32)
+    score_product(gathered(grid, y), 3, real_templates(np.conj(a), grid.offset), grid.offset,
+                  np.arange(grid.n_harmonics), out)
     for m in range(grid.n_harmonics):
         mine = grid.harmonic_of == m
-        np.testing.assert_allclose(out[m].reshape(3, 4), y[:, mine] @ a[:, mine].conj().T, atol=1e-4)
+        expected = np.einsum("nr,krt->nkt", y[:, mine], np.conj(a[:, mine])).reshape(3, 8)
+        np.testing.assert_allclose(out[m, :3] + 1j * out[m, 3:], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("n_harmonics", "width"), [(1, 2), (9, 11), (16, 17), (23, 61)])
-@pytest.mark.parametrize(("first", "count", "n_shifts", "terms"),
-                         [(0, 1, 1, 1), (3, 17, 5, 1), (8, 16, 3, 9), (5, 20, 25, 1)])   # 9: too many for some
-def test_pack_lines_equals_its_twin(n_harmonics, width, first, count, n_shifts, terms):
-    random = np.random.default_rng(3)
-    product = noise(random, n_harmonics, first + count + 2)
-    log_prior = random.normal(size=n_shifts).astype(np.float32)
-    ctf_term = noise(random, (first + count) // n_shifts + 1, terms)
-    expected = np.zeros((count, width), dtype=np.complex64)
-    reference_pack_lines(product, first, count, n_shifts, log_prior, ctf_term, expected)
-    for kernel in plain_and_compiled(pack_lines):
-        out, whole = guarded(count, width)
-        kernel(product, first, count, n_shifts, log_prior, ctf_term, out)
-        np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
-        check_guards(whole)
+# ---- between the grid points
+
+CROSS = shift_neighbours(disc_shifts(1.5, 1.0), 1.0)   # nine shifts, 3 × 3
 
 
-def test_pack_lines_adds_the_prior_to_every_angle_and_the_ctf_term_to_even_harmonics():
-    product = np.zeros((3, 4), dtype=np.complex64)
-    product[1, 2] = 5.0
-    out = np.full((4, 8), GUARD, dtype=np.complex64)
-    ctf_term = np.array([[1, 2j, 3], [10, 20j, 30]], dtype=np.complex64)
-    pack_lines(product, 0, 4, 2, np.array([100.0, 200.0], dtype=np.float32), ctf_term, out)
-    expected = np.zeros((4, 8), dtype=complex)
-    expected[:, 0] = [101, 201, 110, 210]
-    expected[:, 2] = [2j, 2j, 20j, 20j]
-    expected[:, 4] = [3, 3, 30, 30]
-    expected[2, 1] = 5.0
-    np.testing.assert_array_equal(out, expected)
+def direct_scores(image, conjugated, grid, ctf_term, log_prior, angles):
+    """float64[T, angles]: Σ_m e^{imψ} z(m) over positive and negative m, the CTF term and the prior."""
+    products = image[:, None] * conjugated
+    score = np.zeros((conjugated.shape[1], len(angles)))
+    for m in range(grid.n_harmonics):
+        z = products[grid.harmonic_of == m].sum(axis=0)
+        score += (1 if m == 0 else 2) * np.real(z[:, None] * np.exp(1j * m * angles))
+    for j, term in enumerate(ctf_term):
+        score += (1 if j == 0 else 2) * np.real(term * np.exp(2j * j * angles))
+    return score + log_prior[:, None]
 
 
-def test_pack_lines_drops_the_ctf_terms_that_the_angles_do_not_resolve():
-    """Twelve angles resolve harmonics below 6: those beyond would fall onto others, or outside the array."""
-    ctf_term = np.arange(1, 19, dtype=np.complex64).reshape(2, 9)
-    for kernel in plain_and_compiled(pack_lines):
-        out, whole = guarded(2, 7)
-        kernel(np.zeros((1, 2), np.complex64), 0, 2, 1, np.zeros(1, np.float32), ctf_term, out)
-        np.testing.assert_array_equal(out, [[1, 0, 2, 0, 3, 0, 0], [10, 0, 11, 0, 12, 0, 0]])
-        check_guards(whole)
+@pytest.mark.parametrize("shift", [4, 1, 0], ids=["middle", "edge", "corner"])
+@pytest.mark.parametrize("angle", [0, 7, 31])
+def test_a_pose_is_refined_on_the_scores_that_the_definition_gives(shift, angle):
+    grid, n_angles = PolarGrid(24, 6, 8.0), 32
+    random = np.random.default_rng(6)
+    image, classes = noise(random, grid.size), noise(random, 3, grid.size, 9)
+    ctf_term, log_prior = noise(random, 2), random.normal(size=9).astype(np.float32)
+    angles = 2.0 * np.pi * (np.arange(n_angles) + 0.5) / n_angles
+    scores = direct_scores(image, classes[1], grid, ctf_term, log_prior, angles)
+    found = refine_pose(image, real_templates(classes, grid.offset), 9, grid.offset, ctf_term, log_prior, CROSS,
+                        n_angles, shift, angle)
+    np.testing.assert_allclose(found, refine_peak(scores, shift, angle, CROSS), atol=1e-5)
 
 
 @pytest.mark.parametrize("case", GRIDS)

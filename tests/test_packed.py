@@ -2,15 +2,7 @@
 import numpy as np
 import pytest
 
-from vitrea.kernels.packed import (
-    LARGEST,
-    PackedTable,
-    gather_by_harmonic,
-    gather_by_row,
-    gather_real,
-    pack,
-    reference_gather_by_harmonic,
-)
+from vitrea.kernels.packed import LARGEST, PackedTable, gather_by_row, gather_real, pack, reference_gather_real
 from vitrea.kernels.polar import PolarGrid
 
 # (box, rings of the table, rings in use, support): odd and even, all rings and some, a single ring, a speck
@@ -63,21 +55,21 @@ def test_packing_in_python_and_compiled_agree(kernel):
 
 
 @pytest.mark.parametrize("case", GRIDS)
-def test_gather_by_harmonic_equals_its_twin_and_stays_inside(case):
+def test_gather_real_equals_its_twin_and_stays_inside(case):
     wide, narrow, coefficients, rows, weight, scale = case_of(case)
-    table, size = PackedTable.of(coefficients.astype(np.complex64), wide), len(rows) * narrow.size
+    table, size = PackedTable.of(coefficients.astype(np.complex64), wide), 4 * len(rows) * narrow.size
     how = (table.quanta, table.unit, rows, wide.offset, narrow.first_ring, weight, scale, narrow.offset)
-    expected = np.zeros(size, np.complex64)
-    reference_gather_by_harmonic(*how, expected)
-    for kernel in (gather_by_harmonic.py_func, gather_by_harmonic):
-        whole = np.full(size + 2, GUARD, np.complex64)
+    expected = np.zeros(size, np.float32)
+    reference_gather_real(*how, expected)
+    for kernel in (gather_real.py_func, gather_real):
+        whole = np.full(size + 2, GUARD.real, np.float32)
         kernel(*how, whole[1:-1])
         np.testing.assert_allclose(whole[1:-1], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
-        np.testing.assert_array_equal(whole[[0, -1]], GUARD)
+        np.testing.assert_array_equal(whole[[0, -1]], GUARD.real)
 
 
 @pytest.mark.parametrize("case", GRIDS)
-def test_all_gathers_hold_the_cropped_rows_times_ring_weight_and_scale(case):
+def test_both_gathers_hold_the_cropped_rows_times_ring_weight_and_scale(case):
     wide, narrow, coefficients, rows, weight, scale = case_of(case)
     table, n = PackedTable.of(coefficients.astype(np.complex64), wide), len(rows)
     expected = wide.crop(table.take(rows), narrow) * weight[narrow.ring_of] * scale[:, None]
@@ -85,12 +77,10 @@ def test_all_gathers_hold_the_cropped_rows_times_ring_weight_and_scale(case):
     by_row = np.zeros((n, narrow.size), np.complex64)
     table.gather(gather_by_row.py_func, rows, narrow, weight, scale, by_row)
     np.testing.assert_allclose(by_row, expected, rtol=1e-5)
-    by_harmonic, real = np.zeros(n * narrow.size, np.complex64), np.zeros(2 * n * narrow.size, np.float32)
-    table.gather(gather_by_harmonic, rows, narrow, weight, scale, by_harmonic)
+    real = np.zeros(4 * n * narrow.size, np.float32)
     table.gather(gather_real, rows, narrow, weight, scale, real)
     for m in range(narrow.n_harmonics):
         part = slice(narrow.offset[m], narrow.offset[m + 1])
-        together = by_harmonic[n * part.start:n * part.stop].reshape(n, -1)
-        np.testing.assert_allclose(together, expected[:, part], rtol=1e-5)
-        halves = real[2 * n * part.start:2 * n * part.stop].reshape(2, -1, n)
-        np.testing.assert_allclose((halves[0] + 1j * halves[1]).T, expected[:, part], rtol=1e-5)
+        upper, lower = real[4 * n * part.start:4 * n * part.stop].reshape(2, n, 2, -1)
+        np.testing.assert_allclose(upper[:, 0] + 1j * upper[:, 1], expected[:, part], rtol=1e-5)
+        np.testing.assert_allclose(lower[:, 0] + 1j * lower[:, 1], -1j * expected[:, part], rtol=1e-5)

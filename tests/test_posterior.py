@@ -7,15 +7,15 @@ from vitrea.kernels.posterior import (
     LOWEST,
     NEGLIGIBLE,
     SIGNIFICANCE_BINS,
-    add_lines,
-    best_poses,
     exp_line,
     line_maximum,
-    reference_add_lines,
     reference_exp_line,
+    reference_sum_lines,
     refine_peak,
     significant_poses,
+    smallest_line_sets,
     smallest_sets,
+    sum_lines,
     weigh_lines,
 )
 
@@ -60,72 +60,82 @@ def test_line_maximum_finds_the_largest_wherever_it_stands(n):
         assert line_maximum(line) == -3.0
 
 
-# ---- log-sum-exp
+# ---- sums of lines
 
-def log_sums(values, owner, n_images, kernel=add_lines, lines_at_once=None):
-    best, total = np.full(n_images, -np.inf, np.float32), np.zeros(n_images)
-    line_best = np.full(len(values), np.nan, np.float32)
-    step = lines_at_once or len(values)
-    for first in range(0, len(values), step):
-        part = slice(first, min(first + step, len(values)))
-        kernel(values[part], part.stop - first, owner[part], best, total, np.empty(values.shape[1], np.float32),
-               line_best[part])
-    return best + np.log(total), line_best
+KEPT = np.dtype([("row", np.int32), ("column", np.int32), ("peak", np.float32)])
+
+
+def lines_of(scores, row):
+    """What is known of the lines scores[lines, n] of particles `row`, and the best score of each particle."""
+    about = np.zeros(len(scores), KEPT)
+    about["row"], about["peak"] = row, scores.max(axis=1)
+    best = np.full(row.max() + 1, -np.inf, np.float32)
+    np.maximum.at(best, row, about["peak"])
+    return about, best
 
 
 def expected_log_sums(values, owner, n_images):
     return np.array([logsumexp(values[owner == i].astype(np.float64)) for i in range(n_images)])
 
 
+def sums_of(scores, row):
+    about, best = lines_of(scores, row)
+    sums = np.full(len(scores), np.nan)
+    sum_lines(scores, about, best, np.zeros(scores.shape[1], np.float32), sums)
+    return about, best, sums
+
+
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("centre", [0.0, 300.0, -300.0])
-def test_log_sums_are_those_of_scipy(n, centre):
+def test_sums_of_lines_add_up_to_the_log_sums_of_scipy(n, centre):
     random = np.random.default_rng(n)
-    values = (centre + 4.0 * random.normal(size=(40, n))).astype(np.float32)
-    owner = np.sort(random.integers(0, 5, 40))
-    owner[:5], owner[-1] = np.arange(5), 4
-    found, line_best = log_sums(values, owner, 5)
-    np.testing.assert_allclose(found, expected_log_sums(values, owner, 5), atol=2e-6, rtol=1e-6)
-    np.testing.assert_array_equal(line_best, values.max(axis=1))
+    scores = (centre + 4.0 * random.normal(size=(40, n))).astype(np.float32)
+    row = np.r_[np.arange(5), random.integers(0, 5, 35)]
+    _, best, sums = sums_of(scores, row)
+    found = best + np.log(np.bincount(row, weights=sums))
+    np.testing.assert_allclose(found, expected_log_sums(scores, row, 5), atol=2e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("values", [
-    np.full((6, 12), 1e6),
-    np.full((6, 12), -1e6),
-    np.full((6, 12), -1e30),
-    np.r_[[np.full(12, -1e30)], np.full((5, 12), 3.0)],
-    np.r_[np.full((5, 12), 3.0), [np.full(12, 500.0)]],
-    np.r_[[np.full(12, 500.0)], np.full((5, 12), 3.0)],
-    np.where(np.arange(72) == 31, 1e6, 0.0).reshape(6, 12),
-    np.linspace(-100.0, 100.0, 72).reshape(6, 12),
-    np.linspace(100.0, -100.0, 72).reshape(6, 12),
-], ids=["large", "small", "forbidden", "forbidden first", "last dominates", "first dominates", "one pose", "rising",
-        "falling"])
-def test_extreme_scores_neither_overflow_nor_vanish(values):
-    values, owner = values.astype(np.float32), np.zeros(len(values), np.int64)
-    expected = expected_log_sums(values, owner, 1)
-    for kernel in (add_lines, add_lines.py_func, reference_add_lines):
-        found, _ = log_sums(values, owner, 1, kernel)
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+@pytest.mark.parametrize("scores", [
+    np.full((6, 12), 1e6), np.full((6, 12), -1e6), np.full((6, 12), -1e30),
+    np.r_[[np.full(12, -1e30)], np.full((5, 12), 3.0)], np.r_[np.full((5, 12), 3.0), [np.full(12, 500.0)]],
+    np.where(np.arange(72) == 31, 1e6, 0.0).reshape(6, 12), np.linspace(-100.0, 100.0, 72).reshape(6, 12),
+], ids=["large", "small", "forbidden", "one forbidden", "one dominates", "one pose", "rising"])
+def test_extreme_scores_neither_overflow_nor_vanish(scores):
+    scores, row = scores.astype(np.float32), np.zeros(len(scores), np.int64)
+    _, best, sums = sums_of(scores, row)
+    np.testing.assert_allclose(best + np.log(sums.sum()), expected_log_sums(scores, row, 1), rtol=1e-6)
 
 
-def test_lines_may_come_in_any_portions():
-    random = np.random.default_rng(8)
-    values = (8.0 * random.normal(size=(30, 16))).astype(np.float32)
-    owner = random.integers(0, 3, 30)
-    whole, _ = log_sums(values, owner, 3)
-    for portion in (1, 7, 29):
-        np.testing.assert_allclose(log_sums(values, owner, 3, lines_at_once=portion)[0], whole, rtol=1e-6)
-
-
-def test_add_lines_equals_its_twin_up_to_the_lines_it_may_neglect():
+def test_sum_lines_equals_its_twin_but_for_the_lines_it_may_neglect():
     random = np.random.default_rng(9)
-    values = (20.0 * random.normal(size=(50, 24))).astype(np.float32)
-    owner = random.integers(0, 4, 50)
-    found, line_best = log_sums(values, owner, 4)
-    twin, twin_best = log_sums(values, owner, 4, reference_add_lines)
-    np.testing.assert_allclose(found, twin, atol=50 * 24 * np.exp(-NEGLIGIBLE))
-    np.testing.assert_array_equal(line_best, twin_best)
+    scores, row = (20.0 * random.normal(size=(50, 24))).astype(np.float32), random.integers(0, 4, 50)
+    about, best, sums = sums_of(scores, row)
+    twin = reference_sum_lines(scores, about, best)
+    neglected = about["peak"] < best[row] - NEGLIGIBLE
+    assert neglected.any()
+    np.testing.assert_array_equal(sums[neglected], 0.0)
+    assert twin[neglected].max() < 24 * np.exp(-NEGLIGIBLE)
+    np.testing.assert_allclose(sums[~neglected], twin[~neglected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.999, 1.0])
+def test_the_smallest_sets_of_lines_suffice_and_cannot_do_with_one_less(fraction):
+    random = np.random.default_rng(3)
+    scores, row = (3.0 * random.normal(size=(90, 8))).astype(np.float32), random.permutation(np.arange(90) % 4)
+    about, best, sums = sums_of(scores, row)
+    chosen, best_line = np.zeros(90, bool), np.zeros(4, np.int64)
+    total, held = np.zeros(4), np.zeros(4)
+    smallest_line_sets(about, sums, fraction, chosen, total, held, best_line)
+    for i in range(4):
+        mine = row == i
+        assert total[i] == pytest.approx(sums[mine].sum())
+        assert held[i] == pytest.approx(sums[mine & chosen].sum())
+        assert held[i] >= fraction * total[i] * (1 - 1e-12)
+        assert held[i] - sums[mine & chosen].min() < fraction * total[i]
+        assert sums[mine & chosen].min() >= sums[mine & ~chosen].max(initial=0.0)   # and the chosen are the largest
+        assert about["peak"][best_line[i]] == best[i]
+        assert row[best_line[i]] == i
 
 
 # ---- smallest sets
@@ -195,7 +205,7 @@ def test_the_number_of_significant_poses_is_that_of_sorting_to_the_width_of_a_bi
     scores = (2.5 * np.random.default_rng(11).normal(size=(40, 50))).astype(np.float32)
     row = np.repeat(np.arange(4), 10)
     weights, histogram, _ = weigh(scores, row, 4)
-    for i, found in enumerate(significant_poses(histogram, fraction)):
+    for i, found in enumerate(significant_poses(histogram, np.full(4, fraction))):
         largest_first = np.sort(weights[row == i].ravel().astype(np.float64))[::-1]
         exact = np.searchsorted(np.cumsum(largest_first), fraction * largest_first.sum()) + 1
         assert found == pytest.approx(exact, rel=0.06, abs=1)
@@ -204,11 +214,11 @@ def test_the_number_of_significant_poses_is_that_of_sorting_to_the_width_of_a_bi
 def test_equal_weights_need_their_fraction_of_poses_and_one_sure_pose_needs_one():
     flat = np.zeros((1, SIGNIFICANCE_BINS, 2))
     flat[0, 18] = [100, 1.0]
-    assert significant_poses(flat, 0.999)[0] == 100
-    assert significant_poses(flat, 0.5)[0] == 50
+    assert significant_poses(flat, np.array([0.999]))[0] == 100
+    assert significant_poses(flat, np.array([0.5]))[0] == 50
     sure = np.zeros((1, SIGNIFICANCE_BINS, 2))
     sure[0, 0], sure[0, 60] = [1, 0.9999], [40, 0.0001]
-    assert significant_poses(sure, 0.999)[0] == 1
+    assert significant_poses(sure, np.array([0.999]))[0] == 1
 
 
 # ---- peaks
@@ -270,20 +280,3 @@ def test_a_step_is_at_most_half_of_the_grid_and_none_where_there_is_no_peak():
     assert abs(refine_peak(scores, 0, 3, alone)[0]) <= 0.5
     scores[0] = np.array([9, 8, 6, 3, 1, 3, 6, 8])   # a valley at 4
     assert refine_peak(scores, 0, 4, alone)[0] == 0.0
-
-
-def test_the_best_pose_of_each_row_is_the_best_of_all_its_pairs():
-    random = np.random.default_rng(12)
-    pair_row = np.array([0, 1, 2, 0, 2, 1, 2])
-    scores = random.normal(size=(7 * 3, 10)).astype(np.float32)
-    line_best = scores.max(axis=1).reshape(7, 3)
-    best, line, angle = np.full(3, -np.inf, np.float32), np.zeros(3, np.int64), np.zeros(3, np.int64)
-    refined = np.full((3, 3), np.nan)
-    best_poses(scores, line_best, pair_row, LINE, best, line, angle, refined)
-    for row in range(3):
-        mine = np.flatnonzero(np.repeat(pair_row, 3) == row)
-        assert best[row] == scores[mine].max()
-        assert scores[line[row], angle[row]] == best[row]
-        pair, shift = divmod(line[row], 3)
-        assert pair_row[pair] == row
-        assert tuple(refined[row]) == tuple(refine_peak(scores[3 * pair:3 * pair + 3], shift, angle[row], LINE))
