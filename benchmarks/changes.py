@@ -17,7 +17,7 @@ NOT_SIZES = {"n", "min", "median", "samples", "wall_median", "date", "commit", "
              "load", "mpi", "check", "twin", "limits", "phases", "phases_ms", "found", "traffic", "rings", "case",
              "repeat", "frc", "class_sizes", "not_counted", "clocks_missing", "unit", "units", "flops", "bytes",
              "coefficients", "harmonics", "iterations", "memory", "views_found", "most_views_in_one_class", "version",
-             "path", "oversubscribed"}
+             "path", "oversubscribed", "nodes"}
 SIZES_WITH_POINT = {"pixel_size", "snr", "psi_step", "offset_range", "offset_step", "diameter", "support"}
 SHOWN = ("flags", "classes", "n_classes", "rotations", "shifts", "rings", "particles", "box", "ranks", "threads")
 COLUMNS = ("benchmark", "sizes", "A [ms]", "B [ms]", "B / A", "noise", "of the limit, A", "B", "")

@@ -74,8 +74,9 @@ def worth(measured, seen, records):
     phases = {phase: sum(rank["phases"][phase] for rank in seen) / len(seen) for phase in seen[0]["phases"]}
     cpu = sum(rank["cpu_iterating"] for rank in seen)
     return {
-        "iterations": len(iterations), "wall_seconds": measured.wall_seconds, "cpu_seconds": measured.cpu_seconds,
-        "memory": measured.memory if started["ranks"] == 1 else None, "iterating_seconds": wall, "cpu_iterating": cpu,
+        "nodes": started["nodes"], "iterations": len(iterations), "wall_seconds": measured.wall_seconds,
+        "cpu_seconds": measured.cpu_seconds, "memory": measured.memory if started["ranks"] == 1 else None,
+        "iterating_seconds": wall, "cpu_iterating": cpu,
         "e_step": sum(record["e_step"] for record in iterations),
         "m_step": sum(record["m_step"] for record in iterations),
         "reduce": sum(record["reduce"] for record in iterations),

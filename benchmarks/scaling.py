@@ -80,8 +80,9 @@ def _run(study, case):
     found = worth(measured, seen, records)
     record = {"benchmark": "scaling", "name": case.kind, "case": case.number, "size": case.size,
               "particles": case.particles, "classes": case.n_classes, "ranks": case.ranks, "threads": case.threads,
-              "repeat": case.repeat, "oversubscribed": case.ranks * case.threads > study.node_cores
-              and study.launcher is None, "job": study.job, **vars(study.stack)}
+              "repeat": case.repeat,
+              "oversubscribed": case.ranks * case.threads > study.node_cores * found["nodes"],
+              "job": study.job, **vars(study.stack)}
     record |= {**found, "unit": "particle·iteration", "n": 1, "samples": [found["cpu_ms_per_particle_iteration"]]}
     record |= {"rings": [each["rings"] for each in iterations_of(records)], "traffic": traffic(seen)}
     with written_beside(_path(study, case)) as beside:

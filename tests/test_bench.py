@@ -374,7 +374,8 @@ def _assert_whole(records):
     assert all(one["phases"][phase] > 0 for phase in ("read", "transform", "score", "posterior", "accumulate", "write"))
     assert one["clocks_missing"] == []
     row, = grouped(records).values()
-    assert [each["oversubscribed"] for each in row] == [False, True]
+    assert [each["oversubscribed"] for each in row] == [False, True], "two ranks on the one core that the study names"
+    assert one["nodes"] == two["nodes"] == 1
     assert row[0]["speed_up"] == row[0]["efficiency"] == 1.0
 
 
