@@ -7,7 +7,8 @@ import os
 import resource
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ from vitrea.engine.levels import make_search
 from vitrea.engine.load import agree, read_shard, read_table
 from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.model import Model, Settings, Totals, maximise
-from vitrea.engine.plan import plan
+from vitrea.engine.plan import machine_room, plan
+from vitrea.engine.shards import LARGEST_BLOCK
+from vitrea.engine.storage import InMemory, InScratch
 from vitrea.engine.warmup import compile_kernels
 from vitrea.kernels.mask import harmonic_disc
 
@@ -39,6 +42,7 @@ STEADY_CHANGE = 0.15          # a larger fraction of class changes is never call
 FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
 BATCH_A_CLASS, LEAST_BATCH = 50, 2000
+LEAST_SHARE = 1.0 / 16.0      # of a block that a mini-batch takes: a block costs its sums, however few its particles
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class State:
 
 @dataclass
 class Run:
-    """What does not change during a run. marks: STACK[n] of engine/checkpoint.py, on rank 0."""
+    """What does not change during a run; for the log, what is reached, and the iteration last saved, and when. marks:
+    STACK[n] of engine/checkpoint.py, on rank 0."""
 
     options: object
     table: object
@@ -75,6 +80,9 @@ class Run:
     stop: StopRequest
     marks: np.ndarray | None
     comm: object
+    reached: dict = field(default_factory=dict)
+    saved: int = 0
+    saved_at: float = 0.0
 
 
 def run(options, *, resume, comm):
@@ -113,12 +121,14 @@ def _stopped(log, stop, reached):
 
 def _prepare(options, stop, log, comm):
     table = read_table(options, comm=comm)
-    planned = plan(options, table, comm.size)
+    planned = plan(options, table, comm.size, machine_room(comm))
     geometry = make_geometry(table, options)
     _announce(options, table, planned, log, comm)
     compile_kernels(log, comm=comm)
     marks = _stack_marks(table, comm)
-    shard, peak = read_shard(table, options, geometry, stop, log, comm=comm)
+    scratch = partial(InScratch, folder=options.scratch or options.output)
+    shard, peak = read_shard(table, options, geometry, stop, log, comm=comm,
+                             storage=scratch if planned.storage == "scratch" else InMemory)
     if shard is None:
         return None
     operators = harmonic_disc(geometry.grid, geometry.particle_radius, geometry.mask_edge)
@@ -161,8 +171,13 @@ def _announce(options, table, planned, log, comm):
         pixel_size=planned.pixel_size,
         voltage=table.optics[0].voltage,
         memory_per_rank=planned.memory_per_rank_bytes,
+        memory_at_most=planned.memory_at_most_bytes,
+        scratch_per_rank=planned.scratch_per_rank_bytes,
         options=options.as_dict(),
     )
+    if planned.storage == "scratch":
+        log.line(f"particles in scratch: {planned.scratch_per_rank_bytes / 1e9:.3g} GB a rank in unnamed files in "
+                 f"{options.scratch or options.output}")
 
 
 def start(run):
@@ -185,17 +200,20 @@ def batch_size(options, n_particles):
 
 
 def _iterate(run, state):
-    """Iterate to convergence: the last State, or None if the run was asked to stop."""
-    run.reached = _reached(run.options, state)
+    """Iterate to convergence: the last State, or None if the run was asked to stop. Either way it is saved."""
+    run.reached, run.saved = _reached(run.options, state), state.iteration
+    run.saved_at = time.perf_counter()
     while not finished(run.options, state):
         begin = time.perf_counter()
         after = iterate(run, state)
         if after is None:
+            _save(run, state)
             return None
         state, report = after
         run.reached = _reached(run.options, state)
         saving = time.perf_counter()
-        _save(run, state)
+        if report["totals"].save or finished(run.options, state):
+            _save(run, state)
         report["seconds"]["checkpoint"] = time.perf_counter() - saving
         _report(run, state, report, time.perf_counter() - begin)
     return state
@@ -222,7 +240,7 @@ def iterate(run, state):
     search = make_search(model, run.geometry, run.options)
     grid = search.fine.level.grid
     preparing = time.perf_counter() - begin
-    totals = run.passes.run(model, search, _chooser(run, state), _watcher(run, state))
+    totals = run.passes.run(model, search, _chooser(run, state), _watcher(run, state), lambda: _overdue(run))
     if totals is None:
         run.stop.agreed()
         return None
@@ -246,13 +264,22 @@ def _poses_scored(search):
 
 
 def _chooser(run, state):
-    """Which particles of a block this iteration sees: all, or a share drawn by (seed, iteration, block)."""
+    """Which particles of a block this iteration sees: all, or a share drawn by (seed, iteration, block).
+
+    A small mini-batch of many particles takes its share of every m-th block only; m iterations go through all blocks.
+    """
     if state.stage == "full":
         return None
     shard, fraction = run.passes.shard, batch_size(run.options, len(run.table)) / len(run.table)
+    every = max(1, min(int(LEAST_SHARE / fraction), len(run.table) // LARGEST_BLOCK))
+    fraction *= every
+    key = np.random.SeedSequence([run.options.seed, 3, state.iteration // every])
+    turn = np.random.Generator(np.random.Philox(key)).permutation(every)[state.iteration % every]
 
     def choose(i):
         local = shard.of_block(i)
+        if shard.blocks[i].number % every != turn:
+            return local[:0]
         key = np.random.SeedSequence([run.options.seed, 1, state.iteration, shard.blocks[i].number])
         count = min(len(local), int(np.ceil(fraction * len(local))))
         return np.sort(np.random.Generator(np.random.Philox(key)).permutation(local)[:count])
@@ -374,8 +401,17 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _overdue(run):
+    """Whether rank 0, whose clock counts, wants a checkpoint."""
+    waited = time.perf_counter() - run.saved_at
+    return run.comm.rank == 0 and waited >= 60.0 * run.options.checkpoint_minutes
+
+
 def _save(run, state):
-    """Write the checkpoint of a finished iteration. Collective."""
+    """Write the checkpoint of a finished iteration, unless it is written. Collective."""
+    if run.saved == state.iteration:
+        return
+    run.saved = state.iteration
     particles = results.gather_particles(run)
     if run.comm.rank != 0:
         return
@@ -400,6 +436,7 @@ def _save(run, state):
     attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
                    "fingerprint": fingerprint(run.table, run.options), "n_classes": model.n_classes}
     write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes)
+    run.saved_at = time.perf_counter()
 
 
 def _restore(run):

@@ -55,6 +55,14 @@ def node_count(comm):
     return len(set(comm.allgather(MPI.Get_processor_name())))
 
 
+def ranks_on_this_node(comm):
+    """How many ranks share this machine's memory. Collective."""
+    from mpi4py import MPI
+
+    here = MPI.Get_processor_name()
+    return comm.allgather(here).count(here)
+
+
 def sum_over_ranks(array, *, comm):
     """Element-wise sum; exact in any order if the terms are multiples of their quanta (kernels/exact.py)."""
     total = np.empty_like(array)

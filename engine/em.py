@@ -19,7 +19,8 @@ class Pass:
     """Runs E steps over the blocks of a shard and keeps what is known of each of its particles.
 
     poses (Poses) and scale float32[n] (brightness factors, mean 1 over all particles) are those of the last pass that
-    saw a particle; seconds: time spent by phase.
+    saw a particle, and are replaced when a pass is complete: one that is stopped leaves no trace. seconds: time spent
+    by phase.
     """
 
     def __init__(self, shard, geometry, options, peak, n_particles, *, comm):
@@ -29,13 +30,16 @@ class Pass:
         self.scale = np.ones(len(shard), dtype=np.float32)
         self.seconds = {}
 
-    def run(self, model, search, choose=None, on_block=None):
+    def run(self, model, search, choose=None, on_block=None, save=lambda: False):
         """The sums over the particles (Totals, of all ranks), or None if the run was asked to stop. Collective.
 
         choose(i): local indices of block i to use, all by default. on_block(fraction) is called after each block and
-        returns True to stop; what was summed is then thrown away, on all ranks.
+        returns True to stop; what was summed is then thrown away, on all ranks. save() is asked at the end, on each
+        rank: Totals.save tells how many of them want a checkpoint.
         """
         begin = time.perf_counter()
+        self._new_poses = Poses(*(values.copy() for values in vars(self.poses).values()))
+        self._new_scale = self.scale.copy()
         self._search, self._grid = search, search.fine.level.grid
         self._references = self.geometry.grid.crop(model.references, self._grid)
         self._weight = model.ring_weight(self.geometry.grid)
@@ -49,17 +53,21 @@ class Pass:
                 add_block(totals, quanta, *result)
             if on_block and not self._stopping.is_set() and on_block(count / len(self.shard.blocks)):
                 self._stopping.set()
+        totals.scalars[Totals.SCALARS.index("save")] = save()
         totals.assigned[:] = self._class_counts(model.n_classes)
         totals.scalars[Totals.SCALARS.index("stopping")] = self._stopping.is_set()
         self.seconds["e_step"] = time.perf_counter() - begin
         begin = time.perf_counter()
         totals.unpack(sum_over_ranks(totals.pack(), comm=self.comm))
         self.seconds["reduce"] = time.perf_counter() - begin
-        return None if totals.stopping else totals
+        if totals.stopping:
+            return None
+        self.poses, self.scale = self._new_poses, self._new_scale
+        return totals
 
     def _class_counts(self, n_classes):
         """int64[K]: particles of this rank whose best pose is in each class."""
-        numbers = self.poses.class_number
+        numbers = self._new_poses.class_number
         return np.bincount(numbers[numbers >= 0], minlength=n_classes)
 
     def normalise_scale(self, totals):
@@ -101,13 +109,13 @@ class Pass:
         power = particles.scale[:, None].astype(np.float64) ** 2 * kept.power
         self._finish_likelihood(poses, power, weight)
         changed = np.count_nonzero(self.poses.class_number[local] != poses.class_number)
-        self.poses.put(local, poses)
+        self._new_poses.put(local, poses)
         self._seen[local] = True
         if self.options.norm_correction:
-            self.scale[local] = self._rescaled(particles.scale, poses, power[:, :rings], weight[:rings])
+            self._new_scale[local] = self._rescaled(particles.scale, poses, power[:, :rings], weight[:rings])
         residual = block_residual(sums, self._search.fine, self._references, self._grid, weight[:rings])
         return sums, BlockStatistics(group, residual, power.sum(axis=0), poses.log_likelihood.sum(), poses.pmax.sum(),
-                                     changed, self.scale[local].sum(dtype=np.float64), len(local))
+                                     changed, self._new_scale[local].sum(dtype=np.float64), len(local))
 
     def _finish_likelihood(self, poses, power, weight):
         """Turn log Σ exp(score) into log p(X_i): the terms no pose changes, over the degrees of freedom inside the

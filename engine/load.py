@@ -12,6 +12,7 @@ from vitrea.engine.outputs import write_skipped_star
 from vitrea.engine.particles import read_particles
 from vitrea.engine.shards import BACKGROUND_MEAN, BACKGROUND_SD, Loader, Shard, make_blocks, share_of
 from vitrea.engine.stacks import StackReader
+from vitrea.engine.storage import InMemory
 from vitrea.kernels.packed import LARGEST
 
 BADLY_NORMALISED = 0.1   # share of particles outside RELION's limits that refuses the job
@@ -33,15 +34,19 @@ def read_table(options, *, comm):
     return table if comm.rank == 0 else light
 
 
-def read_shard(table, options, geometry, stop, log, *, comm):
+def read_shard(table, options, geometry, stop, log, *, comm, storage=InMemory):
     """(Shard, largest |coefficient| by ring over all particles), or (None, None) if asked to stop. Collective.
 
     Images that cannot be used are set aside and listed; JobError if they are more than skip_limit, if the particles
-    are not normalised although the job expects it, or if a stack cannot be read.
+    are not normalised although the job expects it, if a stack cannot be read, or if scratch has too little space.
     """
     blocks = make_blocks(table.optics_index)
-    shard = Shard.allocate(blocks[share_of(len(blocks), comm.rank, comm.size)], geometry)
     mistake, last = None, time.perf_counter()
+    try:
+        shard = Shard.allocate(blocks[share_of(len(blocks), comm.rank, comm.size)], geometry, storage)
+    except JobError as error:
+        mistake = str(error)
+    agree(mistake, comm)
     with StackReader(table) as reader:
         loader = Loader(table, options, geometry, reader)
         for i in range(len(shard.blocks)):

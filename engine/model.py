@@ -65,7 +65,7 @@ class Totals:
     assigned: np.ndarray
     scalars: np.ndarray
 
-    SCALARS = ("shift2", "log_likelihood", "pmax", "changed", "scale", "particles", "stopping")
+    SCALARS = ("shift2", "log_likelihood", "pmax", "changed", "scale", "particles", "stopping", "save")
 
     def __getattr__(self, name):
         if name in Totals.SCALARS:
@@ -173,7 +173,7 @@ def add_block(totals, quanta, sums, block_statistics):
     totals.scalars += [float(to_quanta(sums.shift2, quanta.shift2)),
                        float(to_quanta(statistics.log_likelihood, quanta.log_likelihood)),
                        float(to_quanta(statistics.pmax, quanta.one)), statistics.changed,
-                       float(to_quanta(statistics.scale, quanta.one)), statistics.particles, 0.0]
+                       float(to_quanta(statistics.scale, quanta.one)), statistics.particles, 0.0, 0.0]
 
 
 @dataclass(frozen=True)

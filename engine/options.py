@@ -175,6 +175,13 @@ ALGORITHM_CHOICES = {
 }
 
 
+STORAGE_CHOICES = {
+    "auto": "in memory where they fit, in scratch otherwise",
+    "memory": "in memory",
+    "scratch": "in files read in every iteration; memory does not grow with them",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classify2dOptions(JobOptions):
     """The keys of `job: classify2d`."""
@@ -219,11 +226,19 @@ class Classify2dOptions(JobOptions):
                                      example=5000, section="iterations")
     convergence_change: float = key("the run may stop when a smaller fraction of the particles changes class", 0.01,
                                     minimum=0, maximum=1, section="iterations")
+    checkpoint_minutes: float = key("time between checkpoints, 0 for one after every iteration; a stop makes one too",
+                                    1.0, unit="minutes", minimum=0, resumable=True, section="iterations")
 
     threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
                        section="machine")
-    memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
-                                       null_means="no limit", example=8.0, resumable=True, section="machine")
+    memory_limit: float | None = key("most memory a rank may need; particles go to scratch, or the job is refused",
+                                     None, unit="GB", minimum=0.1, null_means="no limit", example=8.0,
+                                     resumable=True, section="machine")
+    storage: str = key("where the transformed particles are kept; the result does not depend on it", "auto",
+                       choices=STORAGE_CHOICES, resumable=True, section="machine")
+    scratch: Path | None = key("folder of the scratch files, best on a disk of the node; they vanish with the run",
+                               None, null_means="the run folder", example=Path("/tmp"), resumable=True,
+                               section="machine")
 
     def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
         if 0 < self.offset_range < self.offset_step:

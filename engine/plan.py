@@ -1,25 +1,32 @@
-"""What a job will need before it starts: poses, memory, disk.
+"""What a job will need before it starts: poses, memory, disk, and where its particles are kept.
 
-How much memory the search takes depends on how far the resolution marches, which nobody knows before. It is planned
-for 70 % of the rings: peaks measured on runs that ended at 60 to 70 % lay within a fifth below it, and one made to use
-all rings with poor references a quarter above. Particles, which are most of a large job, are kept on all rings from the
-start. The very first run after an installation compiles the kernels, which takes 0.1 GB more.
+How much memory the search takes depends on how far the resolution marches, which nobody knows before. Two figures are
+told: one for 70 % of the rings, where most runs end, and one for all of them with every class in play, which is what
+limits are held against. Particles, which are most of a large job, are kept on all rings from the start. The very first
+run after an installation compiles the kernels, which takes 0.1 GB more.
 """
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from vitrea.engine.comm import ranks_on_this_node
 from vitrea.engine.errors import JobError
 from vitrea.engine.expectation import LINES, SCORE_BUDGET
 from vitrea.engine.geometry import make_geometry
 from vitrea.engine.levels import coarse_ring_limit, level_shape
 from vitrea.engine.scoring import PRODUCT_SIZE, TILE_SCORES
 from vitrea.engine.shards import BATCH, make_blocks
+from vitrea.engine.storage import record_type
 
 PROGRAM_BYTES = 235e6      # the interpreter, numba and the libraries, as measured
 RINGS_PLANNED = 0.7        # of all rings
-SHIFTS_MET = 0.5           # of the sums by class and shift: memory is taken when a sum is first written
-CLASSES_ACTIVE = 0.5       # of all classes, looked at on the fine level when most rings are in use
+MACHINE_SHARE = 0.8        # of a machine's memory that the ranks on it may plan for
+BLOCKS_AHEAD = 3           # in scratch: blocks in memory besides the one that each thread works on
+SHIFTS_MET = 0.5           # of the sums by class and shift
+CLASSES_ACTIVE = 0.5       # of all classes
 BYTES_A_PARTICLE = 400     # poses, CTF parameters and stack positions, on the rank that works on a particle
 BYTES_A_ROW = 900          # the columns of the STAR file while the results are written, on rank 0
 STAR_BYTES_A_ROW = 500
@@ -27,11 +34,14 @@ STAR_BYTES_A_ROW = 500
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Sizes of a run; memory in bytes at its peak, of the rank with most particles."""
+    """Sizes of a run; memory in bytes at its peak, of the rank with most particles: as most runs go, and at most."""
 
     particles: int
     particles_per_rank: int
+    storage: str                  # "memory" or "scratch"
     memory_per_rank_bytes: int
+    memory_at_most_bytes: int
+    scratch_per_rank_bytes: int   # of the scratch file; 0 for storage in memory
     poses_coarse: int
     poses_fine: int
     disk_bytes: int
@@ -40,28 +50,25 @@ class RunPlan:
     rings: int
 
 
-def plan(options, table, n_ranks):
-    """RunPlan of a classify2d job on `n_ranks`; JobError if it cannot work."""
+def plan(options, table, n_ranks, room=np.inf):
+    """RunPlan of a classify2d job on `n_ranks` that may take `room` bytes each; JobError if it cannot work."""
     _check_sizes(options, table)
     geometry = make_geometry(table, options)
     share = -(-len(table) // n_ranks)
+    storage = _storage(options, geometry, table, share, room)
     coarse = level_shape(
         geometry.grid.with_rings(coarse_ring_limit(geometry, options)), options, options.offset_step, 1
     )
     fine = level_shape(geometry.grid, options, options.offset_step / 2, 2)
-    memory = int(_memory(options, geometry, table, share))
-    if options.memory_limit and memory > options.memory_limit * 1e9:
-        raise JobError(
-            f"memory_limit: the run needs {memory / 1e9:.1f} GB a rank, more than the limit of "
-            f"{options.memory_limit:g} GB; "
-            "expected no more; use more ranks on more nodes, a coarser max_resolution, or fewer classes"
-        )
     disk = options.n_classes * geometry.box_size**2 * 4 + len(table) * (STAR_BYTES_A_ROW + 100) + \
         options.n_classes * geometry.grid.size * 24
     return RunPlan(
         len(table),
         share,
-        memory,
+        storage,
+        int(_memory(options, geometry, table, share, storage, LIKELY)),
+        int(_memory(options, geometry, table, share, storage, AT_MOST)),
+        share * record_type(geometry).itemsize if storage == "scratch" else 0,
         options.n_classes * coarse[0] * coarse[1],
         options.n_classes * fine[0] * fine[1],
         int(disk),
@@ -80,24 +87,76 @@ def _check_sizes(options, table):
         )
 
 
-def _memory(options, geometry, table, share):
+def machine_room(comm):
+    """Bytes that each rank may plan for: its share of the machine, or of what a batch system grants. Collective."""
+    return min(comm.allgather(int(MACHINE_SHARE * machine_memory() / ranks_on_this_node(comm))))
+
+
+def machine_memory():
+    """Bytes of memory of this machine, or of this program's control group where that is less (cgroup v2)."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next(line[3:] for line in lines if line.startswith("0::"))
+        root = Path("/sys/fs/cgroup")
+        group = root / own.lstrip("/")
+        for folder in (group, *group.parents):
+            limit = folder / "memory.max"
+            if folder.is_relative_to(root) and limit.exists() and limit.read_text().strip().isdecimal():
+                found.append(int(limit.read_text()))
+    return min(found)
+
+
+def _storage(options, geometry, table, share, room):
+    """Where the particles are kept; JobError if the memory limit allows for neither place."""
+    limit = options.memory_limit * 1e9 if options.memory_limit else np.inf
+    needed = {storage: _memory(options, geometry, table, share, storage, AT_MOST) for storage in ("memory", "scratch")}
+    if options.storage == "auto":
+        chosen = "memory" if needed["memory"] <= min(limit, room) else "scratch"
+    else:
+        chosen = options.storage
+    if needed[chosen] > limit:
+        remedy = "keep the particles in scratch (storage: scratch), " if needed["scratch"] <= limit else ""
+        raise JobError(
+            f"memory_limit: the run needs up to {needed[chosen] / 1e9:.1f} GB a rank with its particles in {chosen}, "
+            f"more than the limit of {options.memory_limit:g} GB; expected no more; {remedy}use more ranks on more "
+            "nodes, a coarser max_resolution, or fewer classes"
+        )
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What a run may meet: shares of the rings in use, of the sums by class and shift that are ever written (memory is
+    taken then), and of the classes looked at on the fine level when most rings are in use."""
+
+    rings: float
+    shifts: float
+    classes: float
+
+
+LIKELY, AT_MOST = _Case(RINGS_PLANNED, SHIFTS_MET, CLASSES_ACTIVE), _Case(1.0, 1.0, 1.0)
+
+
+def _memory(options, geometry, table, share, storage, case):
     """Bytes of rank 0 at its peak."""
     grid, n_classes = geometry.grid, options.n_classes
-    particle = grid.size * 4 + grid.n_rings * (4 + 4 + 8 * geometry.ctf_terms) + BYTES_A_PARTICLE
+    block = max(len(block.rows) for block in make_blocks(table.optics_index))
+    kept = share if storage == "memory" else min(share, (options.threads + BLOCKS_AHEAD) * block)
+    particles = kept * record_type(geometry).itemsize + share * BYTES_A_PARTICLE + len(table) * BYTES_A_ROW
     model = n_classes * grid.size * (8 * 3 + 16 * 6)
     operators = sum(float(n) ** 2 * 4 for n in np.diff(grid.offset))
     loading = BATCH * (geometry.box_size**2 * 40 + grid.n_rings * grid.n_angles * 40)
-    used = grid.with_rings(int(np.ceil(RINGS_PLANNED * grid.n_rings)))
+    used = grid.with_rings(int(np.ceil(case.rings * grid.n_rings)))
     shifts, angles = level_shape(used, options, options.offset_step / 2, 2)
     templates = n_classes * shifts * used.size * 8
-    thread = _thread(used, n_classes, shifts, angles, max(len(block.rows) for block in make_blocks(table.optics_index)))
-    return PROGRAM_BYTES + share * particle + len(table) * BYTES_A_ROW + templates + \
-        options.threads * (SHIFTS_MET * templates + thread) + model + operators + loading
+    thread = case.shifts * templates + _thread(used, n_classes, shifts, angles, block, case.classes)
+    return PROGRAM_BYTES + particles + templates + options.threads * thread + model + operators + loading
 
 
-def _thread(grid, n_classes, shifts, angles, block):
+def _thread(grid, n_classes, shifts, angles, block, active):
     """Bytes of a thread's workspace besides its sums by class and shift, which are shaped like the templates."""
-    scores = 4 * min(SCORE_BUDGET, int(CLASSES_ACTIVE * block * n_classes) * shifts * angles)
+    scores = 4 * min(SCORE_BUDGET, int(active * block * n_classes) * shifts * angles)
     ramps = 3 * shifts * grid.n_rings * grid.n_angles * 8
     products = 4 * (PRODUCT_SIZE + TILE_SCORES) + LINES * angles * 16
     return scores + ramps + products + 2 * block * grid.size * 8 + n_classes * grid.size * 8 + block * n_classes * 40

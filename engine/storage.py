@@ -7,6 +7,7 @@ instead of a bus error.
 """
 import os
 import tempfile
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,9 +64,11 @@ class InScratch:
         self._grid, self._type, self._folder = geometry.grid, record_type(geometry), folder
         self.nbytes = n * self._type.itemsize
         try:
-            self._file = tempfile.TemporaryFile(dir=folder, prefix=".vitrea-scratch-", buffering=0)
+            with tempfile.TemporaryFile(dir=folder, prefix=".vitrea-scratch-") as file:
+                self._file = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._file)
             if n:
-                os.posix_fallocate(self._file.fileno(), 0, self.nbytes)
+                os.posix_fallocate(self._file, 0, self.nbytes)
         except OSError as error:
             self._refuse(error)
 
@@ -93,7 +96,7 @@ class InScratch:
                 piece = records[place[0]:place[-1] + 1].view(np.uint8)
                 offset, done = int(local[place[0]]) * self._type.itemsize, 0
                 while done < len(piece):
-                    count = call(self._file.fileno(), [piece[done:]], offset + done)
+                    count = call(self._file, [piece[done:]], offset + done)
                     if not count:
                         raise OSError(f"the scratch file in {self._folder} ends at {offset + done} of {self.nbytes}")
                     done += count

@@ -206,8 +206,8 @@ def _check_lines(path: Path, job: Job, table: object, planned: object, ranks: in
         f"particles   {planned.particles:,} in {job.options.input}   {planned.particles_per_rank:,} a rank",
         f"images      box {planned.box_size} px   {planned.pixel_size:.4g} Å/px   {optics}",
         f"poses       {planned.poses_coarse:,} coarse, {planned.poses_fine:,} fine, of each particle",
-        f"memory      {a_rank}, {whole}",
-        f"disk        {format_bytes(planned.disk_bytes)}",
+        f"memory      {a_rank}, {whole}; at most {format_bytes(planned.memory_at_most_bytes)} a rank",
+        f"disk        {format_bytes(planned.disk_bytes)}{_scratch_words(job.options, planned, ranks)}",
     ]
 
 
@@ -223,6 +223,15 @@ def _doubts(options: object, planned: object) -> list[str]:
         doubts.append(f"particle_diameter: {options.particle_diameter:g} Å is {100 * share:.0f} % of the box; 50 to "
                       "85 % is usual; is it in Å?")
     return [f"doubtful    {words}" for words in doubts]
+
+
+def _scratch_words(options: object, planned: object, ranks: int) -> str:
+    """Where the particles are kept, if it is not in memory."""
+    if planned.storage == "memory":
+        return ""
+    a_rank = planned.scratch_per_rank_bytes
+    return (f"; while it runs {format_bytes(a_rank)} a rank, {format_bytes(a_rank * ranks)} in all, in "
+            f"{options.scratch or options.output}")
 
 
 def _version() -> str:

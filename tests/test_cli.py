@@ -227,8 +227,8 @@ def test_resume_goes_on_from_the_checkpoint_or_the_start_wherever_the_folder_is_
 def test_resume_refuses_to_change_the_experiment(probe, capsys):
     cli.main(["run", "job.yaml"])
     assert refused(capsys, "resume", "runs/a", "--set", "n_classes=9") == (
-        "--set n_classes=9: n_classes cannot change within a run; expected one of max_iterations, threads, "
-        "memory_limit; start a new run with another output"
+        "--set n_classes=9: n_classes cannot change within a run; expected one of max_iterations, "
+        "checkpoint_minutes, threads, memory_limit, storage, scratch; start a new run with another output"
     )
 
 

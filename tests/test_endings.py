@@ -112,7 +112,8 @@ def test_kill_9_at_any_moment_then_resume_on_other_ranks_ends_as_if_nothing_had_
 ):
     """Killed three times, after a different number of iterations and a random part of one, each time on other ranks."""
     moment = random.Random(2)
-    command = ("slow.py", "iterating", *RUN[2:])
+    often = ("--set", "checkpoint_minutes=0")
+    command = ("slow.py", "iterating", *RUN[2:], *often)
     for ranks in moment.sample([0, 2, 4], 3):
         before = iterations(job)
         process = begin(ranks, *command)
@@ -121,7 +122,7 @@ def test_kill_9_at_any_moment_then_resume_on_other_ranks_ends_as_if_nothing_had_
         for identifier in [process.pid, *rank_processes(tmp_path).values()]:
             os.kill(identifier, signal.SIGKILL)
         process.wait(10)
-        command = ("slow.py", "iterating", *RESUME[2:])
+        command = ("slow.py", "iterating", *RESUME[2:], *often)
     assert not (job / "run_data.star").exists()
     ended = launch(moment.choice([0, 2]), *RESUME)
     assert ended.returncode == 0, ended.stderr
