@@ -26,6 +26,13 @@ def world():
     return MPI.COMM_WORLD.Dup()
 
 
+def alone():
+    """The communicator of this process by itself, for work that needs no other rank."""
+    from mpi4py import MPI
+
+    return MPI.COMM_SELF
+
+
 def check_launcher(size, environment, library):
     """Refuse N singletons: a launcher of one MPI with the library of another starts N copies that each do the whole
     job."""
