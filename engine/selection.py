@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitrea.engine.annealing import State, begin, fit
+from vitrea.engine.starts import at_random, bent
 
 WORSE_SIZES = 2    # sizes in a row without a better judgement after which no larger one is tried
 
@@ -36,6 +37,18 @@ def tried(particles, starts, critical, settings, schedule, *, comm, on_iteration
         state = fit(particles, begin(manifold, critical, schedule), settings, schedule, comm=comm,
                     on_iteration=on_iteration)
         yield Candidate(name, state, state.best_held_out)
+
+
+def usual_starts(lattices, layout, components, beta, n_random=6, outliers=0.0):
+    """Generate pairs (name, Manifold) to try: for each lattice, nodes drawn by seeds 0, 1, … and, of a chain, an arc.
+
+    Where the starts end differs, though annealing brings most of them to the same few places.
+    """
+    for lattice in lattices:
+        if lattice.dimension == 1 and not lattice.periodic and len(components.eigenvalues) > 1:
+            yield f"{lattice.name}, arc", bent(lattice, layout, components, beta, outliers)
+        for seed in range(n_random):
+            yield f"{lattice.name}, seed {seed}", at_random(lattice, layout, components, beta, seed, outliers)
 
 
 def best(candidates):

@@ -85,7 +85,7 @@ def put_in_order(references):
 
 
 def _two_opt(distance, order):
-    """The order float64 path improved until no turn of a stretch shortens it."""
+    """The order of a path, improved until no turn of a stretch shortens it."""
     n, improved = len(order), True
     while improved:
         improved = False
@@ -103,6 +103,12 @@ def _two_opt(distance, order):
     return order
 
 
-def reordered(manifold, order):
-    """The same classes on other nodes: class order[k] on node k."""
-    return replace(manifold, y=manifold.y[order], class_prior=manifold.class_prior[order])
+def in_order(lattice, layout, manifold):
+    """Manifold of a chain whose nodes are the classes of another, put in order: neighbours alike.
+
+    The order that free classes show is surer than that of nodes which had to find it while they were still alike.
+    """
+    y = manifold.y[put_in_order(manifold.y)]
+    start = from_references(lattice, layout, y, manifold.beta)
+    scale = manifold.class_prior.sum()
+    return replace(start, class_prior=start.class_prior * scale, outlier_prior=manifold.outlier_prior)
