@@ -25,6 +25,8 @@ examples:
   vitrea new bench > scaling.yaml; vitrea bench scaling.yaml
   vitrea bench peers --particles 1000 --classes 10
   vitrea bench startup
+  vitrea bench hinge --snr 0.02 0.01 --seeds 0 1 2 --json
+  vitrea bench manifold
   vitrea bench compare before.jsonl after.jsonl
 
 Kernels are checked against their NumPy twins before the clock starts. Every measurement is one line in bench.jsonl,
@@ -50,6 +52,8 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     _add_startup(_add(commands, parser, "startup", "fresh processes: to the help, to the first iteration", _startup))
     _add_scaling(_add(commands, parser, "scaling", "a scaling study: vitrea bench STUDY.yaml", _scaling))
     _add_peers(_add(commands, parser, "peers", "RELION beside us, on the same stack", _peers))
+    _add_hinge(_add(commands, parser, "hinge", "manifold learning beside four methods, at low signal", _hinge))
+    _add_manifold(_add(commands, parser, "manifold", "manifold learning: E step, and solve of the M step", _manifold))
     _add_compare(_add(commands, parser, "compare", "what changed between two files of records", _compare))
     return ["scaling", *words] if words and words[0].endswith(YAML) else words
 
@@ -147,6 +151,27 @@ def _add_peers(parser):
     _add_output(parser)
 
 
+def _add_hinge(parser):
+    add = parser.add_argument
+    add("--snr", type=float, nargs="+", default=[0.02, 0.01], metavar="S",
+        help="signal variance over noise variance (default 0.02 0.01)")
+    add("--seeds", type=natural, nargs="+", default=[0, 1, 2], metavar="I",
+        help="of specimen and noise (default 0 1 2)")
+    _add_output(parser)
+
+
+def _add_manifold(parser):
+    add = parser.add_argument
+    for name, default, words in (("classes", 1000, "nodes"), ("box", 180, "box of the solve [px]"),
+                                 ("radius", 31, "Fourier rings of the E step"),
+                                 ("particles", 2048, "particles of an E step")):
+        add(f"--{name}", type=whole, default=default, metavar="N", help=f"{words} (default {default:,})")
+    add("--n", type=whole, default=5, metavar="N", help="runs under the clock, after a warm-up (default 5)")
+    add("--seed", type=natural, default=0, metavar="S", help="start of every random draw (default 0)")
+    add("--quick", action="store_true", help="limits of the machine from small arrays: for tests only")
+    _add_output(parser)
+
+
 def _add_compare(parser):
     parser.add_argument("before", type=Path, metavar="A", help="JSON lines of vitrea bench")
     parser.add_argument("after", type=Path, metavar="B", help="JSON lines of vitrea bench")
@@ -157,6 +182,13 @@ def whole(text):
     """A whole number of at least 1, or argparse's complaint."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' was found; expected a whole number, at least 1")
+    return int(text)
+
+
+def natural(text):
+    """A whole number of at least 0, or argparse's complaint."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' was found; expected a whole number, at least 0")
     return int(text)
 
 
@@ -228,6 +260,18 @@ def _scaling(arguments):
 
 def _peers(arguments):
     from vitrea.benchmarks.peers import command
+
+    return command(arguments)
+
+
+def _hinge(arguments):
+    from vitrea.benchmarks.hinge import command
+
+    return command(arguments)
+
+
+def _manifold(arguments):
+    from vitrea.benchmarks.manifold import command
 
     return command(arguments)
 
