@@ -10,6 +10,7 @@ import numpy as np
 from vitrea.engine.comm import sum_over_ranks
 from vitrea.engine.expectation import Poses, Workspace, expect
 from vitrea.engine.model import SCALE_RANGE, BlockStatistics, Totals, add_block, block_residual, make_quanta
+from vitrea.engine.phases import mean_seconds
 from vitrea.engine.scoring import Particles
 
 PROGRESS_SECONDS = 2.0
@@ -43,7 +44,7 @@ class Pass:
         self._search, self._grid = search, search.fine.level.grid
         self._references = self.geometry.grid.crop(model.references, self._grid)
         self._weight = model.ring_weight(self.geometry.grid)
-        self._seen = np.zeros(len(self.shard), dtype=bool)
+        self._seen, self._clocks = np.zeros(len(self.shard), dtype=bool), []
         totals = Totals.zeros(model.n_classes, len(model.sigma2), self.geometry.ctf_terms, self._grid,
                               self.geometry.grid.n_rings)
         quanta = make_quanta(self.n_particles, self._grid, self._weight.max(axis=0), self.peak, model, self.geometry,
@@ -56,7 +57,7 @@ class Pass:
         totals.scalars[Totals.SCALARS.index("save")] = save()
         totals.assigned[:] = self._class_counts(model.n_classes)
         totals.scalars[Totals.SCALARS.index("stopping")] = self._stopping.is_set()
-        self.seconds["e_step"] = time.perf_counter() - begin
+        self.seconds = {"e_step": time.perf_counter() - begin, **mean_seconds(self._clocks, self.options.threads)}
         begin = time.perf_counter()
         totals.unpack(sum_over_ranks(totals.pack(), comm=self.comm))
         self.seconds["reduce"] = time.perf_counter() - begin
@@ -89,7 +90,7 @@ class Pass:
         def one(found):
             if self._stopping.is_set() or found[-1] is None:
                 return None
-            work = spaces.get() or Workspace(self._search)
+            work = spaces.get() or self._workspace()
             try:
                 return self._block(*found, work)
             finally:
@@ -99,6 +100,11 @@ class Pass:
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as workers:
             ahead = _in_order(reader, read, blocks, 1)
             yield from map(one, ahead) if threads == 1 else _in_order(workers, one, ahead, threads)
+
+    def _workspace(self):
+        work = Workspace(self._search)
+        self._clocks.append(work.clock)
+        return work
 
     def _block(self, i, local, kept, work):
         """(BlockSums, BlockStatistics) of the particles `local` of block i; their poses and scales are noted."""

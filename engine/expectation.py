@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitrea.engine.phases import PhaseClock
 from vitrea.engine.scoring import Particles, Scorer, Templates, ctf_terms, pieces
 from vitrea.engine.search import Shifter
 from vitrea.kernels.angles import keep_lines, log_sum_lines
@@ -97,6 +98,7 @@ class Workspace:
         self.half_step = np.exp(-1j * np.pi / level.n_angles * np.arange(level.n_angles // 2 + 1)).astype(np.complex64)
         self.sums = np.zeros((n_classes * level.n_shifts, level.grid.size), dtype=np.complex64)
         self.touched = np.zeros(n_classes * level.n_shifts, dtype=bool)
+        self.clock = PhaseClock()
 
 
 class KeptLines:
@@ -139,7 +141,9 @@ class KeptLines:
 def expect(particles, search, work):
     """The E step over one block: (Poses[n], BlockSums)."""
     poses = Poses.empty(len(particles))
+    work.clock.start()
     active = _active_classes(particles, search, work)
+    work.clock.end("coarse")
     work.touched[:] = False
     terms = ctf_terms(particles, search.fine, search.temperature)
     gathered = _Gathered.sums_of(search.fine, particles)
@@ -151,7 +155,9 @@ def expect(particles, search, work):
             start = where.stop
         else:
             most = max(1, len(chunk) // 2)
-    return poses, _block_sums(search.fine, work, gathered)
+    sums = _block_sums(search.fine, work, gathered)
+    work.clock.end("accumulate")
+    return poses, sums
 
 
 def _active_classes(particles, search, work):
@@ -237,13 +243,16 @@ class _Posterior:
 def _expect_chunk(chunk, search, work, poses, gathered):
     """Add a chunk to `poses` and `gathered`; False, with nothing added, if its lines did not fit."""
     best = _score(chunk, search, work)
+    work.clock.end("score")
     if best is None:
         return False
     posterior = _normalise(work.lines, best, 1.0 - LINES_LOST * (1.0 - search.adaptive_fraction))
     images = chunk.particles.table.take(chunk.particles.rows[chunk.where], search.fine.level.grid,
                                         chunk.particles.ring_weight, chunk.particles.scale[chunk.where])
     _record_best(chunk, search, images, work.lines, posterior, poses)
+    work.clock.end("posterior")
     _weigh(chunk, search, work, images, posterior, poses, gathered)
+    work.clock.end("accumulate")
     return True
 
 

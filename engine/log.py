@@ -5,12 +5,13 @@ it goes on and a resumed run continues the clock of the one before. Nothing is a
 wrong with some MPI libraries, and bars fill log files with escape codes.
 
 Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
-    start       job, output, input, version, host, process (rank 0's number there), mpi, ranks, nodes, threads, particles, n_classes, box_size [px],
-                pixel_size [Å], voltage [kV], memory_per_rank [bytes], options
+    start       job, output, input, version, host, process (rank 0's number there), mpi, ranks, nodes, threads,
+                particles, n_classes, box_size [px], pixel_size [Å], voltage [kV], memory_per_rank [bytes], options
     progress    iteration, of, stage, fraction 0..1 of the iteration, phase
     iteration   iteration, of, stage ("minibatch" | "full"), log_likelihood, resolution [Å], pmax, changed (fraction),
-                seconds, e_step, m_step, reduce, checkpoint [s], seen (particles of this iteration), rings (used in it),
-                class_sizes [particles], eta [s at most], memory (peak of rank 0, bytes), sigma_offset [px], poses
+                seconds, e_step and of it coarse, score, posterior, accumulate, m_step, reduce, checkpoint [s], seen
+                (particles of this iteration), rings (used in it), class_sizes [particles], eta [s at most], memory
+                (peak of rank 0, bytes), sigma_offset [px], poses
     reseed      iteration, map {class that was replaced: class it was split from} (numbers as in the STAR file)
     checkpoint  iteration
     resumed     total (iterations of both stages), iteration, of, stage

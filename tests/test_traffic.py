@@ -66,16 +66,19 @@ def test_an_iteration_is_one_allreduce_and_re_seeding_a_second_one(observe, rank
     sizes = [record["class_sizes"] for record in records if record["kind"] == "iteration"]
     assert all(sum(each) == MANY for each in sizes[3:]), "full passes: every particle has its class"
     assert 0 < sum(sizes[0]) < MANY, "after the first mini-batch most particles have none"
+    for record in (each for each in records if each["kind"] == "iteration"):
+        assert record["seen"] == MANY if record["stage"] == "full" else sum(sizes[0]) >= record["seen"] >= 70
+        phases = [record[phase] for phase in ("coarse", "score", "posterior", "accumulate")]
+        assert min(phases) > 0
+        assert sum(phases) < record["e_step"]
+        assert record["e_step"] + record["m_step"] + record["reduce"] + record["checkpoint"] <= record["seconds"]
 
 
-def test_the_bytes_of_the_allreduce_do_not_depend_on_the_number_of_particles(observe):
-    of_few, of_many = (sums_of(observe(stack, 2)[0][0]) for stack in ("few", "many"))
-    few, many = ([sizes[0] for sizes in sums.values()] for sums in (of_few, of_many))
+def test_the_bytes_of_the_allreduce_do_not_depend_on_the_number_of_particles_and_a_checkpoint_gathers_the_rest(observe):
+    calls_of_few, calls_of_many = (observe(stack, 2)[0] for stack in ("few", "many"))
+    few, many = ([sizes[0] for sizes in sums_of(calls[0]).values()] for calls in (calls_of_few, calls_of_many))
     assert few == many, "both use the same rings: all eight from the second iteration on"
     assert len(set(many[1:])) == 1
-
-
-def test_what_grows_with_the_particles_goes_to_the_checkpoint_only(observe):
-    calls = observe("few", 2)[0]
-    gathered = sum(size for rank in calls for stage, operation, size in rank if stage == 2 and operation == "Gatherv")
-    assert gathered == gather_bytes(FEW)
+    gathered = [sum(size for rank in calls for stage, operation, size in rank if (stage, operation) == (2, "Gatherv"))
+                for calls in (calls_of_few, calls_of_many)]
+    assert gathered == [gather_bytes(FEW), gather_bytes(MANY)]
