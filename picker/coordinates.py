@@ -1,0 +1,150 @@
+"""Coordinate files: RELION STAR, EMAN .box and CSV, read into centres and written from them.
+
+A centre is (x, y) in pixels of the micrograph, counted from 0 at the middle of the first pixel that is stored, x along
+a row, y from row to row: RELION's and EMAN's convention for MRC files, whatever a viewer shows. `.box` holds corners:
+corner = centre − box // 2, for odd boxes too. Files of programs that count y upwards are read with the micrograph's
+height: y = height − 1 − y.
+"""
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitrea.engine.errors import JobError
+from vitrea.engine.files import written_beside
+from vitrea.engine.star import read_star, write_star
+
+SUFFIXES = (".star", ".box", ".csv", ".tsv")
+STEM_ENDINGS = ("", "_autopick", "_manualpick", "_pick")   # what RELION adds to a micrograph's name
+X_NAMES, Y_NAMES = ("x", "x_coord", "X", "rlnCoordinateX"), ("y", "y_coord", "Y", "rlnCoordinateY")
+SCORE_NAMES, RADIUS_NAMES = ("score", "rlnAutopickFigureOfMerit"), ("radius",)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Centres x, y float64[n] px; score float64[n], NaN where the file has none; radius float64[n] px, else NaN."""
+
+    x: np.ndarray
+    y: np.ndarray
+    score: np.ndarray
+    radius: np.ndarray
+
+    def __len__(self):
+        return len(self.x)
+
+    @property
+    def places(self):
+        """float64[n, 2] (y, x)."""
+        return np.stack([self.y, self.x], axis=1)
+
+
+def read_coordinates(path, *, upwards=None):
+    """Coordinates of one micrograph from a .star, .box, .csv or .tsv file; upwards is the height [px] of a micrograph
+    whose y is counted from the last row up. JobError with the row for what is not a number, or no coordinates."""
+    path = Path(path)
+    readers = {".star": _read_star, ".box": _read_box, ".csv": _read_table, ".tsv": _read_table}
+    if path.suffix not in readers:
+        raise JobError(f"{path}: coordinates end in '{path.suffix}'; expected one of {', '.join(SUFFIXES)}; "
+                       "convert them")
+    columns = readers[path.suffix](path)
+    n = len(columns["x"])
+    x, y, score, radius = (columns.get(name, np.full(n, np.nan)) for name in ("x", "y", "score", "radius"))
+    return Coordinates(x, y if upwards is None else upwards - 1 - y, score, radius)
+
+
+def find_coordinates(folder, stem):
+    """The coordinate file of a micrograph called `stem` in a folder, or None."""
+    for ending in STEM_ENDINGS:
+        for suffix in SUFFIXES:
+            path = Path(folder) / f"{stem}{ending}{suffix}"
+            if path.exists():
+                return path
+    return None
+
+
+def write_coordinates(path, x, y, score, *, box=None):
+    """Write centres float[n] with scores in the format of the suffix; box [px] is needed for .box. Whole or not at
+    all; no centres make a file without rows."""
+    path = Path(path)
+    if path.suffix == ".star":
+        write_star(path, {"": {"rlnCoordinateX": x, "rlnCoordinateY": y, "rlnAutopickFigureOfMerit": score}})
+        return
+    with written_beside(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".box":
+            corners = np.rint(np.stack([x, y], axis=1)).astype(int) - box // 2
+            file.writelines(f"{left}\t{top}\t{box}\t{box}\n" for left, top in corners)
+        elif path.suffix == ".csv":
+            file.write("x,y,score\n")
+            file.writelines(f"{a:.2f},{b:.2f},{c:.6f}\n" for a, b, c in zip(x, y, score))
+        else:
+            raise ValueError(f"no coordinate format for {path.suffix}")
+
+
+def _read_star(path):
+    for columns in read_star(path).values():
+        if "rlnCoordinateX" in columns and "rlnCoordinateY" in columns:
+            named = _named(columns)
+            return {name: _numbers(path, label, columns[label]) for name, label in named.items()}
+    raise JobError(f"{path}: found no _rlnCoordinateX and _rlnCoordinateY; expected the coordinates of one micrograph; "
+                   "check the path")
+
+
+def _read_box(path):
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            left, top, width, height = (float(word) for word in words[:4])
+        except ValueError as error:
+            raise JobError(f"{path}:{number}: found '{line.strip()}'; expected 'x y width height' of an EMAN box; "
+                           "correct the row") from error
+        rows.append((left + width // 2, top + height // 2))
+    table = np.array(rows, dtype=np.float64).reshape(-1, 2)
+    return {"x": table[:, 0], "y": table[:, 1]}
+
+
+def _read_table(path):
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    rows = list(csv.reader(_text(path).splitlines(), delimiter=delimiter, skipinitialspace=True))
+    head, body = (rows[0], [row for row in rows[1:] if row]) if rows else ([], [])
+    named = _named(head)
+    if not {"x", "y"} <= set(named):
+        raise JobError(f"{path}:1: found the columns '{', '.join(head)}'; expected a heading with x and y; add one")
+    ragged = next((number for number, row in enumerate(body, 2) if len(row) != len(head)), None)
+    if ragged:
+        raise JobError(f"{path}:{ragged}: found {len(body[ragged - 2])} values; expected {len(head)}, as in the "
+                       "heading; correct the row")
+    columns = dict(zip(head, zip(*body))) if body else dict.fromkeys(head, ())
+    return {name: _numbers(path, label, columns[label]) for name, label in named.items()}
+
+
+def _named(labels):
+    """{"x": label, …} of the columns that have a name we know."""
+    known = {"x": X_NAMES, "y": Y_NAMES, "score": SCORE_NAMES, "radius": RADIUS_NAMES}
+    return {name: next(label for label in labels if label in names)
+            for name, names in known.items() if any(label in names for label in labels)}
+
+
+def _numbers(path, label, texts):
+    try:
+        values = np.array([float(text) for text in texts], dtype=np.float64)
+    except ValueError as error:
+        raise JobError(f"{path}: {label} holds {str(error).rpartition(': ')[2]}; expected numbers; correct the row"
+                       ) from error
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise JobError(f"{path} row {bad[0] + 1}: {label} is {texts[bad[0]]}; expected a number; correct the row")
+    return values
+
+
+def _text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise JobError(f"{path}: could not be read ({error.strerror or error}); expected coordinates; check the path"
+                       ) from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: found bytes that are not text; expected coordinates; check the path") from error
