@@ -6,8 +6,8 @@ the CTF-filtered signal over the whole box ÷ variance of the noise; Fourier rin
 share of particles in the class that stands for theirs under the best one-to-one match; chance is 0.1.
 
 `oracle` assigns by likelihood with the true references: no method can do better, and it guards the simulation. Of the
-others none sees the labels. Vitrea tries free classes and a chain of narrow coupling from several starts, and keeps
-what explains the tenth of the particles held out best.
+others none sees the labels. Vitrea tries free classes and chains of several couplings from several starts, and keeps
+what explains best the tenth of the particles that is held out.
 """
 import json
 import time
@@ -35,7 +35,7 @@ from vitrea.engine.manifold import (
     hold_out,
     make_quanta,
 )
-from vitrea.engine.selection import best, tried, usual_starts
+from vitrea.engine.selection import best, ordered_beginnings, tried, usual_beginnings
 from vitrea.engine.starts import analyse, from_references
 from vitrea.kernels.ctf import ctf
 from vitrea.kernels.embedding import HalfPlane, shell_power
@@ -176,13 +176,19 @@ def _iterated(particles, lattice, references, iterations, temperature, settings)
 
 def vitrea(hinge, seed):
     """Annealed classes with the prior of each shell found by its evidence; start and coupling by held-out particles."""
+    return _labels(hinge.particles(), chosen(hinge, seed).state.manifold)
+
+
+def chosen(hinge, seed):
+    """The Candidate judged best of two lattices with six starts each, and of the best of these put in order."""
     particles = hinge.particles(HELD_OUT, seed)
     components, beta = analyse(particles, COMPONENTS, comm=alone())
-    lattices = (free(N_CLASSES), chain(N_CLASSES, basis_fraction=1.0, width=0.5))
-    starts = usual_starts(lattices, particles.layout, components, beta)
-    chosen = best(tried(particles, starts, components.eigenvalues[0], Settings(learn_prior=False), Schedule(),
-                        comm=alone()))
-    return _labels(particles, chosen.state.manifold)
+    lattices = (free(N_CLASSES), chain(N_CLASSES, basis_fraction=1.0, width=0.7))
+    settings, schedule = Settings(learn_prior=False), Schedule()
+    begun = usual_beginnings(lattices, particles.layout, components, beta)
+    first = best(tried(particles, begun, settings, schedule, comm=alone()))
+    begun = ordered_beginnings(first, particles.layout)
+    return best([first, *tried(particles, begun, settings, schedule, comm=alone())])
 
 
 def _labels(particles, model):

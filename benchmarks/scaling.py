@@ -75,7 +75,7 @@ def _run(study, case):
     stack = _stack(study, case.particles)
     keys = {"input": f"{stack}/particles.star", "n_classes": case.n_classes, "seed": study.stack.seed,
             "particle_diameter": DIAMETER * study.stack.box * study.stack.pixel_size, "algorithm": "full",
-            "convergence_change": 0, **study.job, "threads": case.threads}
+            "convergence_change": 0, "checkpoint_minutes": 0, **study.job, "threads": case.threads}
     measured, seen, records = observe(folder, f"run-{case.number:05d}", keys, case.ranks, study.launcher)
     found = worth(measured, seen, records)
     record = {"benchmark": "scaling", "name": case.kind, "case": case.number, "size": case.size,

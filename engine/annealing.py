@@ -61,9 +61,14 @@ class State:
     running: Totals = None
 
 
-def begin(manifold, critical, schedule):
+def begin(manifold, critical, coldest=1.0):
     """The first State: just below T_c, the largest eigenvalue of the components (engine/components.py)."""
-    return State(replace(manifold, temperature=max(BELOW_CRITICAL * critical, schedule.coldest)), critical)
+    return replace(begin_at(manifold, max(BELOW_CRITICAL * critical, coldest)), critical=float(critical))
+
+
+def begin_at(manifold, temperature):
+    """The first State at a given temperature, to be cooled from there."""
+    return State(replace(manifold, temperature=float(temperature)))
 
 
 def begin_settled(manifold, temperature=1.0):

@@ -237,7 +237,7 @@ def iterate(run, state):
     """One iteration of EM: (State, report), or None if the run was asked to stop. Collective."""
     model, before = state.model, state
     begin = time.perf_counter()
-    search = make_search(model, run.geometry, run.options)
+    search = make_search(model, run.geometry, run.options, refined=_may_be_last(run.options, state))
     grid = search.fine.level.grid
     preparing = time.perf_counter() - begin
     totals = run.passes.run(model, search, _chooser(run, state), _watcher(run, state), lambda: _overdue(run))
@@ -354,8 +354,13 @@ def _centring(options, state):
 
     Never after a pass that may be the last: the class averages that are written are those the poses refer to.
     """
-    last = state.in_stage + 1 >= options.max_iterations or state.quiet + 1 >= QUIET_ITERATIONS
-    return state.stage == "full" and state.in_stage < CENTRING_PASSES and not last
+    return state.stage == "full" and state.in_stage < CENTRING_PASSES and not _may_be_last(options, state)
+
+
+def _may_be_last(options, state):
+    """Whether the run may end with this pass, whose poses are then written."""
+    return state.stage == "full" and (
+        state.in_stage + 1 >= options.max_iterations or state.quiet + 1 >= QUIET_ITERATIONS)
 
 
 def _planned(options, state):

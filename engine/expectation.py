@@ -34,13 +34,14 @@ KEPT = np.dtype([("row", np.int32), ("column", np.int32), ("peak", np.float32)])
 
 @dataclass(frozen=True)
 class Search:
-    """What all particles of an iteration share: fine templates, coarse ones (or None for a single level),
-    temperature."""
+    """What all particles of an iteration share: fine templates, coarse ones (or None for a single level), temperature,
+    and whether the best poses are refined below the grid, which only those that are written need."""
 
     fine: Templates
     coarse: Templates | None
     adaptive_fraction: float
     temperature: float = 1.0
+    refined: bool = True
 
 
 @dataclass
@@ -285,20 +286,26 @@ def _normalise(lines, best, fraction):
 
 def _record_best(chunk, search, images, lines, posterior, poses):
     """Write the best poses of the chunk's particles; images complex64[n, size], weighted."""
-    templates, level = search.fine, search.fine.level
-    log_prior, terms = templates.log_prior, chunk.terms
-    images = images / np.float32(search.temperature)   # as the scores have it
+    level = search.fine.level
     classes, shifts = np.divmod(lines.about["column"][posterior.best_line], level.n_shifts)
     angles = lines.scores[posterior.best_line].argmax(axis=1)
-    refined = np.empty((len(chunk), 3))
-    for row, (k, shift, angle) in enumerate(zip(classes, shifts, angles)):
-        refined[row] = refine_pose(images[row], *templates.of_class(k), level.grid.offset, terms[k, row], log_prior[k],
-                                   level.neighbours, level.n_angles, shift, angle)
+    refined = _refined(chunk, search, images, classes, shifts, angles) if search.refined else np.zeros((len(chunk), 3))
     poses.class_number[chunk.where] = classes
     poses.psi[chunk.where] = 2.0 * np.pi / level.n_angles * (angles + 0.5 + refined[:, 0])
     poses.shift[chunk.where] = level.shifts[shifts] + level.step * refined[:, 1:]
     poses.pmax[chunk.where] = np.exp(posterior.best - posterior.log_total)
     poses.log_likelihood[chunk.where] = posterior.log_total
+
+
+def _refined(chunk, search, images, classes, shifts, angles):
+    """float64[n, 3]: (Δangle, Δy, Δx) in steps of the grid from the best poses on it."""
+    templates, level = search.fine, search.fine.level
+    images = images / np.float32(search.temperature)   # as the scores have it
+    out = np.empty((len(chunk), 3))
+    for row, (k, shift, angle) in enumerate(zip(classes, shifts, angles)):
+        out[row] = refine_pose(images[row], *templates.of_class(k), level.grid.offset, chunk.terms[k, row],
+                               templates.log_prior[k], level.neighbours, level.n_angles, shift, angle)
+    return out
 
 
 def _weigh(chunk, search, work, images, posterior, poses, gathered):

@@ -15,15 +15,15 @@ def coarse_ring_limit(geometry, options):
     return min(max(LEAST_COARSE_RINGS, limit), geometry.grid.n_rings)
 
 
-def make_search(model, geometry, options, temperature=1.0):
+def make_search(model, geometry, options, temperature=1.0, refined=True):
     """Levels and templates for a model: one level while its rings cannot tell finer shifts apart, two later."""
     coarse_rings = coarse_ring_limit(geometry, options)
     if model.rings <= coarse_rings:
         only = _templates(model, geometry, options, model.rings, 1)
-        return Search(only, None, options.adaptive_fraction, temperature)
+        return Search(only, None, options.adaptive_fraction, temperature, refined)
     fine = _templates(model, geometry, options, model.rings, 2, together=1)
     coarse = _templates(model, geometry, options, coarse_rings, 1)
-    return Search(fine, coarse, options.adaptive_fraction, temperature)
+    return Search(fine, coarse, options.adaptive_fraction, temperature, refined)
 
 
 def level_shape(grid, options, step, divisor):

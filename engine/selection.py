@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitrea.engine.annealing import State, begin, fit
-from vitrea.engine.starts import at_random, bent
+from vitrea.engine.annealing import State, begin, begin_at, fit
+from vitrea.engine.latent import chain
+from vitrea.engine.starts import at_random, in_order
 
+COUPLINGS = (0.5, 0.7, 1.0)   # widths of basis functions, in node spacings, from near free to smooth
+REHEATED = 1.5
 WORSE_SIZES = 2    # sizes in a row without a better judgement after which no larger one is tried
 
 
@@ -26,29 +29,40 @@ class Candidate:
         return self.state.manifold.n_nodes
 
 
-def tried(particles, starts, critical, settings, schedule, *, comm, on_iteration=None):
-    """Generate the Candidate of each of `starts`, pairs (name, Manifold). Collective.
+def tried(particles, beginnings, settings, schedule, *, comm, on_iteration=None):
+    """Generate the Candidate of each of `beginnings`, pairs (name, State) in their "cool" stage. Collective.
 
     ValueError if no particle is held out, on any rank.
     """
     if not comm.allreduce(int(np.count_nonzero(particles.held_out))):
         raise ValueError("no particles are held out; expected some, by engine.manifold.hold_out")
-    for name, manifold in starts:
-        state = fit(particles, begin(manifold, critical, schedule), settings, schedule, comm=comm,
-                    on_iteration=on_iteration)
+    for name, state in beginnings:
+        state = fit(particles, state, settings, schedule, comm=comm, on_iteration=on_iteration)
         yield Candidate(name, state, state.best_held_out)
 
 
-def usual_starts(lattices, layout, components, beta, n_random=6, outliers=0.0):
-    """Generate pairs (name, Manifold) to try: for each lattice, nodes drawn by seeds 0, 1, … and, of a chain, an arc.
+def usual_beginnings(lattices, layout, components, beta, n_random=6, outliers=0.0):
+    """Generate pairs (name, State): for each lattice, nodes drawn by seeds 0, 1, …, just below T_c.
 
-    Where the starts end differs, though annealing brings most of them to the same few places.
+    Where starts end differs, though annealing brings most of them to the same few places.
     """
     for lattice in lattices:
-        if lattice.dimension == 1 and not lattice.periodic and len(components.eigenvalues) > 1:
-            yield f"{lattice.name}, arc", bent(lattice, layout, components, beta, outliers)
         for seed in range(n_random):
-            yield f"{lattice.name}, seed {seed}", at_random(lattice, layout, components, beta, seed, outliers)
+            start = at_random(lattice, layout, components, beta, seed, outliers)
+            yield f"{lattice.name}, seed {seed}", begin(start, components.eigenvalues[0])
+
+
+def ordered_beginnings(candidate, layout, widths=COUPLINGS):
+    """Generate pairs (name, State): the classes of a candidate put in order, as chains of several couplings.
+
+    They begin at REHEATED times the temperature at which the candidate was best: what was found is not lost, but
+    neighbours may still exchange their places.
+    """
+    found = candidate.state.manifold
+    for width in widths:
+        lattice = chain(found.n_nodes, basis_fraction=1.0, width=width)
+        start = in_order(lattice, layout, found)
+        yield f"{candidate.name}, in order, width {width:g}", begin_at(start, REHEATED * found.temperature)
 
 
 def best(candidates):

@@ -18,7 +18,7 @@ from vitrea.kernels.polar import PolarTransform, complete_rings, rings_to_table
 BATCH = 16                # images transformed at once
 LARGEST_BLOCK = 512       # particles: large enough for matrix products
 SMALLEST_BLOCK = 64
-BLOCKS_WANTED = 32        # for small data: so that several ranks and threads find work
+BLOCKS_WANTED = 16        # for small data: so that several ranks and threads find work
 FLAT = 1e-6               # a standard deviation below this is an empty image
 BACKGROUND_MEAN, BACKGROUND_SD = 0.5, (0.5, 2.0)   # what RELION accepts as normalised
 

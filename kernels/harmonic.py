@@ -83,19 +83,19 @@ def refine_pose(image, templates, column, offset, ctf_term, log_prior, neighbour
     scores = np.zeros((neighbours.shape[0], 3))
     wanted = _around(neighbours, shift)
     turns = np.exp(2j * np.pi * (angle + np.arange(3) - 0.5) / n_angles)
-    power = np.ones(3, dtype=np.complex128)
+    power, z = np.ones(3, dtype=np.complex128), np.zeros((2, wanted.size))
     for m in range(offset.size - 1):
-        width = offset[m + 1] - offset[m]
-        first = 2 * offset[m]
+        width, first = offset[m + 1] - offset[m], 2 * offset[m]
+        z[:] = 0.0
+        for r in range(width):
+            y, real, imaginary = image[offset[m] + r], templates[first + r], templates[first + width + r]
+            for i in range(wanted.size):
+                a, b = real[column + wanted[i]], imaginary[column + wanted[i]]
+                z[0, i] += y.real * a + y.imag * b
+                z[1, i] += y.imag * a - y.real * b
         for i in range(wanted.size):
-            place, real, imaginary = column + wanted[i], 0.0, 0.0
-            for r in range(width):
-                y = image[offset[m] + r]
-                a, b = templates[first + r, place], templates[first + width + r, place]
-                real += y.real * a + y.imag * b
-                imaginary += y.imag * a - y.real * b
             for j in range(3):
-                scores[wanted[i], j] += (power[j].real * real - power[j].imag * imaginary) * (1.0 if m == 0 else 2.0)
+                scores[wanted[i], j] += (power[j].real * z[0, i] - power[j].imag * z[1, i]) * (1.0 if m == 0 else 2.0)
         power *= turns
     for i in wanted:
         scores[i] += log_prior[i] + ctf_term[0].real

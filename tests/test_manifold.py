@@ -19,7 +19,15 @@ from vitrea.engine.manifold import (
     hold_out,
     make_quanta,
 )
-from vitrea.engine.selection import Candidate, best, growing_sizes, sizes_that_pay, tried
+from vitrea.engine.selection import (
+    Candidate,
+    best,
+    growing_sizes,
+    ordered_beginnings,
+    sizes_that_pay,
+    tried,
+    usual_beginnings,
+)
 from vitrea.engine.starts import analyse, at_random, from_components, from_references, in_order, put_in_order
 from vitrea.kernels import manifold as kernels
 from vitrea.kernels.embedding import HalfPlane, shell_power
@@ -309,7 +317,7 @@ def test_a_chain_learns_the_order_of_a_motion():
     components, beta = analyse(particles, 4, comm=ALONE)
     critical = components.eigenvalues[0]
     start = at_random(free(12), particles.layout, components, beta, seed=0)
-    state = fit(particles, begin(start, critical, FULL), Settings(learn_prior=False), FULL, comm=ALONE)
+    state = fit(particles, begin(start, critical), Settings(learn_prior=False), FULL, comm=ALONE)
     ordered = in_order(chain(12, basis_fraction=1.0), particles.layout, state.manifold)
     state = fit(particles, begin_settled(ordered), Settings(), FULL, comm=ALONE)
     latent = assign(Expectation(particles, state.manifold), slice(0, 1200)).latent[:, 0]
@@ -345,7 +353,7 @@ def annealed(comm, schedule=FULL, stop_at=None, state=None, seed=3):
     components, beta = analyse(particles, 4, comm=comm)
     if state is None:
         start = from_components(chain(5, basis_fraction=1.0, width=0.5), particles.layout, components, beta, 0.02)
-        state = begin(start, components.eigenvalues[0], schedule)
+        state = begin(start, components.eigenvalues[0])
     found = []
 
     def note(state, report):
@@ -377,11 +385,41 @@ def test_held_out_particles_choose_the_right_number_of_classes():
     particles, _ = simulated(plane, some_classes(plane, 4, 0.7), 900, held=0.25)
     components, beta = analyse(particles, 6, comm=ALONE)
     starts = ((f"{k}", at_random(free(k), particles.layout, components, beta, seed=0)) for k in (2, 4, 8, 16))
-    candidates = list(tried(particles, starts, components.eigenvalues[0], Settings(), Schedule(), comm=ALONE))
+    begun = ((name, begin(start, components.eigenvalues[0])) for name, start in starts)
+    candidates = list(tried(particles, begun, Settings(), FULL, comm=ALONE))
     judged = {candidate.name: candidate.held_out for candidate in candidates}
     assert judged["4"] > judged["2"] + 1.0
     assert judged["16"] < judged["4"] + 0.05   # what more classes find does not pay
     assert best(candidates).name in ("4", "8")
+
+
+def test_chains_begun_by_classes_in_order_are_judged_beside_them():
+    plane = HalfPlane(20, 7)
+    particles, truth = simulated(plane, arc(plane, 40), 700, held=0.2)
+    components, beta = analyse(particles, 4, comm=ALONE)
+    beginnings = usual_beginnings([free(8)], particles.layout, components, beta, n_random=1)
+    first = next(tried(particles, beginnings, Settings(), FULL, comm=ALONE))
+    chains = list(tried(particles, ordered_beginnings(first, particles.layout), Settings(), FULL, comm=ALONE))
+    assert [candidate.name.split()[-1] for candidate in chains] == ["0.5", "0.7", "1"]
+    chosen = best([first, *chains])
+    assert chosen in chains   # what neighbours share explains particles not seen
+    latent = assign(Expectation(particles, chosen.state.manifold), slice(0, 700)).latent[:, 0]
+    assert abs(np.corrcoef(latent, truth)[0, 1]) > 0.95
+
+
+def test_class_averages_stay_in_the_space_of_the_components_they_are_given():
+    plane = HalfPlane(16, 6)
+    particles, _ = simulated(plane, some_classes(plane, 4), 300)
+    components, beta = analyse(particles, 3, comm=ALONE)
+    start = at_random(free(4), particles.layout, components, beta, seed=0)
+    em = Maximisation(particles, free(4), Settings(subspace=components), comm=ALONE)
+    model, first = em.step(start)
+    for _ in range(8):
+        model, last = em.step(model)
+    np.testing.assert_allclose(components.project(model.y), model.y, atol=1e-10)
+    assert last.log_likelihood > first.log_likelihood
+    unbound, _ = Maximisation(particles, free(4), Settings(), comm=ALONE).step(start)
+    assert np.abs(components.project(unbound.y) - unbound.y).max() > 0.01
 
 
 def test_sizes_grow_until_two_in_a_row_do_not_pay():
@@ -394,7 +432,7 @@ def test_sizes_grow_until_two_in_a_row_do_not_pay():
 def test_selection_without_held_out_particles_is_refused():
     particles, _ = simulated(HalfPlane(12, 4), some_classes(HalfPlane(12, 4), 2), 20)
     with pytest.raises(ValueError, match="no particles are held out"):
-        next(tried(particles, [], 2.0, Settings(), Schedule(), comm=ALONE))
+        next(tried(particles, [], Settings(), FULL, comm=ALONE))
 
 
 def test_a_lattice_that_cannot_be_is_refused():

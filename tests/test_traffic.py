@@ -12,7 +12,8 @@ from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 FEW, MANY = 150, 480
 KEYS = {"job": "classify2d", "output": "run", "n_classes": 8, "particle_diameter": 140, "psi_step": 24,
         "offset_range": 2, "max_resolution": 24, "algorithm": "minibatch", "minibatch_size": 70,
-        "minibatch_iterations": 3, "max_iterations": 4, "convergence_change": 0}
+        "minibatch_iterations": 3, "max_iterations": 4, "convergence_change": 0,
+        "checkpoint_minutes": 0}
 
 
 @pytest.fixture(scope="module")
