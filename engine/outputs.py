@@ -146,7 +146,9 @@ def _group_numbers(table, rows):
 def _carried(table, rows):
     """Columns as they were read, for these rows, without what belongs to data_optics or is counted in pixels."""
     dropped = (*OLD_ORIGINS, *PER_ROW_OPTICS) if table.star_version == "3.0" else OLD_ORIGINS
-    columns = {label: column[rows] for label, column in table.columns.items() if label not in dropped}
+    every = np.array_equal(rows, np.arange(len(table)))   # the usual case: without a copy of a large table
+    columns = {label: column if every else column[rows] for label, column in table.columns.items()
+               if label not in dropped}
     return {"rlnImageName": _image_names(table, rows), **{k: v for k, v in columns.items() if k != "rlnImageName"}}
 
 

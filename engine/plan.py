@@ -24,6 +24,7 @@ from vitrea.engine.storage import record_type
 PROGRAM_BYTES = 235e6      # the interpreter, numba and the libraries, as measured
 RINGS_PLANNED = 0.7        # of all rings
 MACHINE_SHARE = 0.8        # of a machine's memory that the ranks on it may plan for
+CONTROL_GROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 BLOCKS_AHEAD = 3           # in scratch: blocks in memory besides the one that each thread works on
 SHIFTS_MET = 0.5           # of the sums by class and shift
 CLASSES_ACTIVE = 0.5       # of all classes
@@ -93,18 +94,23 @@ def machine_room(comm):
 
 
 def machine_memory():
-    """Bytes of memory of this machine, or of this program's control group where that is less (cgroup v2)."""
+    """Bytes of memory of this machine, or of this program's control group where that is less."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        own = next(line[3:] for line in lines if line.startswith("0::"))
-        root = Path("/sys/fs/cgroup")
-        group = root / own.lstrip("/")
-        for folder in (group, *group.parents):
-            limit = folder / "memory.max"
-            if folder.is_relative_to(root) and limit.exists() and limit.read_text().strip().isdecimal():
-                found.append(int(limit.read_text()))
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controllers in CONTROL_GROUPS:
+                root, name = CONTROL_GROUPS[controllers]
+                found += _limits(Path(root), own, name)
     return min(found)
+
+
+def _limits(root, group, name):
+    """The limits set for a control group and for those it lies in; of a container the outer ones are not seen."""
+    group = root / group.lstrip("/")
+    files = [folder / name for folder in (group, *group.parents) if folder.is_relative_to(root)]
+    texts = [file.read_text().strip() for file in files if file.exists()]
+    return [int(text) for text in texts if text.isdecimal()]
 
 
 def _storage(options, geometry, table, share, room):

@@ -24,7 +24,9 @@ def gather_particles(run):
     for name in POSE_FIELDS:
         records[name] = getattr(poses, name)
     everything = gather_rows(records, comm=run.comm)
-    return everything if everything is None else everything[np.argsort(everything["row"])]
+    if everything is None or (np.diff(everything["row"]) > 0).all():   # in order, unless optics groups are mixed
+        return everything
+    return everything[np.argsort(everything["row"])]
 
 
 def scatter_particles(run, records):

@@ -166,7 +166,7 @@ class _Reader:
 
     @property
     def parts(self):
-        if not self._parts:
+        if self._parts is None:
             self._parts = [[] for _ in self.labels]
         return self._parts
 
@@ -176,12 +176,13 @@ class _Reader:
                 self._fail(self.labels_line, "found loop_ without labels", "labels like _rlnImageName #1",
                            "remove the loop_ or add its labels")
             self._pack()
-            for label, parts in zip(self.labels, self.parts):
+            for label in self.labels:
+                parts = self.parts.pop(0)   # and so given back at once: a large table is never there twice
                 self.columns[label] = np.concatenate(parts) if parts else np.array([], dtype="U1")
         self._close_loop()
 
     def _close_loop(self):
-        self.labels, self.n_labels, self.rows, self.n_rows, self._parts = None, 0, [], 0, []
+        self.labels, self.n_labels, self.rows, self.n_rows, self._parts = None, 0, [], 0, None
 
     def _fail(self, number, found, expected, remedy):
         raise JobError(f"{self.path}:{number}: {found}; expected {expected}; {remedy}")

@@ -55,7 +55,8 @@ class InMemory:
 
 
 class InScratch:
-    """One record a particle in an unnamed file in `folder`; only what is asked for is in memory.
+    """One record a particle in an unnamed file in `folder`, open as descriptor `file`; only what is asked for is in
+    memory.
 
     JobError if the folder cannot be written or has too little space.
     """
@@ -65,10 +66,10 @@ class InScratch:
         self.nbytes = n * self._type.itemsize
         try:
             with tempfile.TemporaryFile(dir=folder, prefix=".vitrea-scratch-") as file:
-                self._file = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self._file)
+                self.file = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self.file)
             if n:
-                os.posix_fallocate(self._file, 0, self.nbytes)
+                os.posix_fallocate(self.file, 0, self.nbytes)
         except OSError as error:
             self._refuse(error)
 
@@ -96,7 +97,7 @@ class InScratch:
                 piece = records[place[0]:place[-1] + 1].view(np.uint8)
                 offset, done = int(local[place[0]]) * self._type.itemsize, 0
                 while done < len(piece):
-                    count = call(self._file, [piece[done:]], offset + done)
+                    count = call(self.file, [piece[done:]], offset + done)
                     if not count:
                         raise OSError(f"the scratch file in {self._folder} ends at {offset + done} of {self.nbytes}")
                     done += count

@@ -68,7 +68,7 @@ def test_what_is_put_is_taken_in_any_order_and_of_memory_and_scratch_alike(tmp_p
 def test_the_file_has_no_name_and_its_bytes_are_there_before_the_first_particle(tmp_path):
     storage = InScratch(1000, GEOMETRY, tmp_path)
     assert not list(tmp_path.iterdir())
-    status = os.fstat(storage._file)
+    status = os.fstat(storage.file)
     assert status.st_blocks * 512 >= status.st_size == storage.nbytes
 
 
