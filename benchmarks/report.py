@@ -223,8 +223,8 @@ def _assumptions(study, models):
              "particles, memory bandwidth shared by the cores of a node, other traffic, the arithmetic of the "
              "reduction, a slow file system. Particles are dealt in whole blocks: "
              "with more ranks than blocks some have nothing to do. One rank computes each core; s/iteration in parts. "
-             "*rest* and *gather* are those of a checkpoint after every iteration, as the runs of a study make it; with "
-             "`checkpoint_minutes` they come once in so many minutes."]
+             "*rest* and *gather* are those of a checkpoint after every iteration, as the runs of a study make it; "
+             "with `checkpoint_minutes` they come once in so many minutes."]
     lines += [f"- K = {n}: {1e3 * model.t_particle:.3g} ms a particle and iteration, M {model.m_step:.3g} s, rest "
               f"{model.rest:.3g} s and {1e6 * model.row:.2g} µs a particle, sums of {model.sums:,} bytes, "
               f"{model.small:g} further Allreduces" for n, model in models.items()]
