@@ -286,6 +286,23 @@ def test_the_evidence_finds_the_spectrum_of_the_classes_and_silences_empty_shell
     assert error < 0.02 * np.mean(1.0 / (truth.size / 30 * particles.ctf2.mean()))   # far below the unshrunk noise
 
 
+@pytest.mark.parametrize("lattice", [chain(6), free(6)], ids=lambda lattice: lattice.name)
+def test_the_prior_is_the_number_of_weights_the_data_determine_over_their_squares(lattice):
+    plane = HalfPlane(16, 6, angular_bins=2)
+    particles, _ = simulated(plane, some_classes(plane, 6, 0.05), 200, dtype=np.float64)   # hardly any signal
+    model = replace(started(lattice, particles, some_classes(plane, 6, 0.05)), beta=np.linspace(0.5, 1.5, 6))
+    model = replace(model, alpha=np.linspace(20.0, 400.0, 6))
+    em = Maximisation(particles, lattice, Settings(), comm=ALONE)
+    totals, shell, basis = em.expect(model), particles.layout.shell, lattice.basis
+    free_weights, squares = np.zeros(6), np.zeros(6)
+    for d, group in enumerate(plane.group):
+        ridge = model.alpha[shell[group]] / model.beta[shell[group]]
+        inverse = np.linalg.inv(basis.T @ (totals.ctf2[:, group, None] * basis) + ridge * np.eye(basis.shape[1]))
+        free_weights[shell[group]] += basis.shape[1] - ridge * np.trace(inverse)
+        squares[shell[group]] += np.sum((inverse @ basis.T @ totals.data[:, d]) ** 2)
+    np.testing.assert_allclose(em.step(model)[0].alpha, free_weights / squares, rtol=1e-8)
+
+
 def test_junk_is_set_aside_by_the_outlier_components():
     plane = HalfPlane(24, 8)
     classes = some_classes(plane, 4, 0.8)
