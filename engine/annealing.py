@@ -107,7 +107,9 @@ class Annealing:
 
     def _judged(self, state, held_out):
         """Take note of how the classes of the temperature before do on the particles held out, if there are any."""
-        risen = state.risen or held_out > state.judgement
+        risen = state.risen or held_out > state.judgement + self.schedule.tolerance
+        if risen and not state.risen:   # what the start brought along, and lost again, is no mark for classes to reach
+            state = replace(state, best_held_out=-np.inf)
         state = replace(state, risen=risen, judgement=held_out)
         if np.isfinite(held_out) and held_out <= state.best_held_out:
             return replace(state, worse=state.worse + risen)

@@ -12,6 +12,8 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
                 seconds, e_step and of it coarse, score, posterior, accumulate, m_step, reduce, checkpoint [s], seen
                 (particles of this iteration), rings (used in it), class_sizes [particles], eta [s at most], memory
                 (peak of rank 0, bytes), sigma_offset [px], poses
+    iteration   of cluster: iteration, of, stage ("cool" | "settle"), temperature, log_likelihood and held_out (of a
+                particle), class_sizes, outliers [particles learnt from], seconds, e_step, m_step, reduce, eta, memory
     reseed      iteration, map {class that was replaced: class it was split from} (numbers as in the STAR file)
     checkpoint  iteration
     resumed     total (iterations of both stages), iteration, of, stage
@@ -171,6 +173,24 @@ def format_iteration(record: Record) -> str:
     return _COLUMN.join(columns)
 
 
+def format_cluster_iteration(record: Record) -> str:
+    """One line of manifold learning; log-likelihoods are those of a particle, learnt from and held out.
+
+    `it   1/100   cooling   T   14.20   logL    −1532.411   held out    −1540.112   classes  30.0    0.5 s   E    0.3 …`
+    """
+    columns = [
+        f"it {record['iteration']:>3}/{record.get('of') or '–':<3}",
+        f"{record.get('stage', ''):<7}",
+        f"T {_fixed(record, 'temperature', '.2f', 7)}",
+        f"logL {_fixed(record, 'log_likelihood', '.3f', 11)}",
+        f"held out {_fixed(record, 'held_out', '.3f', 11)}",
+        f"{_fixed(record, 'seconds', '.1f', 6)} s",
+        f"E {_fixed(record, 'e_step', '.1f', 6)}  M {_fixed(record, 'm_step', '.1f', 5)}"
+        f"  reduce {_fixed(record, 'reduce', '.1f', 4)}",
+    ]
+    return _COLUMN.join(columns)
+
+
 def format_reseed(record: Record) -> str:
     """`re-seeded   class 7 from 12   class 9 from 3`: the classes that were empty and those they were split from."""
     changes = sorted((int(new), int(old)) for new, old in _pairs(record.get("map")))
@@ -220,7 +240,7 @@ def format_bytes(count: float | None) -> str:
 _COLUMN = "   "
 _WORDS: dict[str, Callable[[Record], list[str]]] = {
     "start": format_start,
-    "iteration": lambda record: [format_iteration(record)],
+    "iteration": lambda record: [(format_cluster_iteration if "temperature" in record else format_iteration)(record)],
     "reseed": lambda record: [format_reseed(record)] if record.get("map") else [],
     "checkpoint": lambda record: [f"checkpoint after it {record.get('iteration')}"],
     "resumed": lambda record: [f"resumed {_place(record)}"],

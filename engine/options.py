@@ -252,8 +252,8 @@ class Classify2dOptions(JobOptions):
 LATENT_CHOICES = {
     "chain": "a line: one continuous change",
     "closed_chain": "a closed line: a rotation or a cycle",
-    "plane": "a rectangle: two changes at once; n_classes must be a product of two numbers",
-    "volume": "a box: three changes at once; n_classes must be a product of three numbers",
+    "plane": "a rectangle: two changes; n_classes is a product of two numbers",
+    "volume": "a box: three changes; n_classes is a product of three numbers",
     "none": "no order: a plain mixture",
 }
 START_CHOICES = {
@@ -284,9 +284,9 @@ class ClusterOptions(JobOptions):
     latent: str = key("how the classes are related: the grid whose nodes they are", "chain", choices=LATENT_CHOICES,
                       section="model")
     basis_fraction: float = key("radial basis functions per node along an axis of the grid; fewer tie neighbours "
-                                "together", 0.8, above=0, maximum=1, section="model")
-    basis_width: float = key("width of a basis function, in their spacing", 1.0, minimum=0.25, maximum=10,
-                             section="model")
+                                "together", 1.0, above=0, maximum=1, section="model")
+    basis_width: float = key("width of a basis function, in their spacing; wider ties neighbours together", 0.5,
+                             minimum=0.25, maximum=10, section="model")
     outliers: bool = key("set particles aside that no class explains, in a last class of their own", True,
                          section="model")
     max_resolution: float | None = key("finest resolution used", None, unit="Å", above=0,
@@ -296,16 +296,43 @@ class ClusterOptions(JobOptions):
     start: str = key("where the class averages begin", "components", choices=START_CHOICES, section="iterations")
     temperature: float = key("temperature at which the annealing ends; 1 is the likelihood itself, more is smoother",
                              1.0, minimum=1, maximum=100, section="iterations")
-    cooling: float = key("factor from one temperature of the annealing to the next", 0.9, minimum=0.5, maximum=0.99,
+    cooling: float = key("factor from one temperature of the annealing to the next", 0.8, minimum=0.5, maximum=0.99,
                          section="iterations")
     held_out: float = key("fraction of the particles that judge and do not teach: the annealing ends when their "
                           "likelihood stops rising", 0.1, minimum=0, maximum=0.5, section="iterations")
-    max_iterations: int = key("iterations, at most", 100, minimum=1, resumable=True, section="iterations")
+    max_iterations: int = key("iterations, at most", 300, minimum=1, resumable=True, section="iterations")
 
     threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
                        section="machine")
     memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
                                      null_means="no limit", example=8.0, resumable=True, section="machine")
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """Nodes along each axis of the latent grid; () if the classes cannot be laid out on it."""
+        return near_cube(self.n_classes, {"plane": 2, "volume": 3}.get(self.latent, 1))
+
+    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        if not self.latent_shape():
+            better = next(n for n in range(self.n_classes, 2 * self.n_classes + 8)
+                          if dataclasses.replace(self, n_classes=n).latent_shape())
+            yield ("n_classes", "latent"), (
+                f"{self.n_classes} classes cannot be laid out on a {self.latent}; expected a product of "
+                f"{3 if self.latent == 'volume' else 2} numbers of at least 2; write for example n_classes: {better}"
+            )
+        if self.latent == "closed_chain" and self.n_classes < 5:
+            yield ("n_classes", "latent"), (
+                f"{self.n_classes} classes cannot be laid out on a closed chain; expected at least 5; "
+                "write for example n_classes: 20"
+            )
+
+
+def near_cube(n: int, axes: int) -> tuple[int, ...]:
+    """The `axes` factors of n, each at least 2 (one axis: any n), that are most alike, smallest first; () if none."""
+    if axes == 1:
+        return (n,)
+    found = [(k, *rest) for k in range(2, math.isqrt(n) + 1) if n % k == 0
+             for rest in (near_cube(n // k, axes - 1),) if rest and min(rest) >= 2]
+    return min((tuple(sorted(shape)) for shape in found), key=lambda shape: shape[-1] - shape[0], default=())
 
 
 def format_value(value: object) -> str:

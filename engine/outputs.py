@@ -54,14 +54,15 @@ class ModelResults:
     sigma2_noise: np.ndarray           # float64[G, S], per real component
     group_names: tuple[str, ...]       # G
     group_sizes: np.ndarray            # int[G], particles
+    frc: np.ndarray | None = None      # float64[K, S], correlation of half-sets, where a job measures it
 
 
-def write_data_star(path, table, rows, results):
+def write_data_star(path, table, rows, results, further=None):
     """Write the particles `rows` (int[n]) of a ParticleTable with their `results` (ParticleResults of n) as RELION 3.1.
 
-    Columns that were read are carried along, those that the run determines are replaced, and the settings on the rows
-    of a 3.0 file move to data_optics. Raises ValueError if rows and results differ in number, JobError if the disk
-    refuses.
+    Columns that were read are carried along, those that the run determines are replaced, `further` columns {label:
+    values[n]} are added, and the settings on the rows of a 3.0 file move to data_optics. Raises ValueError if rows and
+    results differ in number, JobError if the disk refuses.
     """
     rows = np.asarray(rows, dtype=np.int64)
     _check_lengths(rows, results)
@@ -76,7 +77,7 @@ def write_data_star(path, table, rows, results):
         "rlnNormCorrection": results.norm,
         "rlnLogLikeliContribution": results.log_likelihood,
         "rlnMaxValueProbDistribution": results.pmax,
-        "rlnNrOfSignificantSamples": results.n_significant}
+        "rlnNrOfSignificantSamples": results.n_significant, **(further or {})}
     write_star(path, {"optics": optics_columns(table), "particles": {**_carried(table, rows), **found}})
 
 
@@ -95,7 +96,8 @@ def write_model_star(path, model):
     shells = _shells(model)
     for k in range(len(model.class_prior)):
         blocks[f"model_class_{k + 1}"] = {
-            **shells, "rlnSsnrMap": model.ssnr[k], "rlnReferenceTau2": model.tau2[k]}
+            **shells, "rlnSsnrMap": model.ssnr[k], "rlnReferenceTau2": model.tau2[k],
+            **({} if model.frc is None else {"rlnFourierShellCorrelation": model.frc[k]})}
     n_groups = len(model.group_names)
     blocks["model_groups"] = {
         "rlnGroupNumber": np.arange(1, n_groups + 1), "rlnGroupName": np.array(model.group_names, dtype=str),

@@ -30,8 +30,9 @@ def draw_gallery(path, class_averages, sizes, resolutions, title):
     layout = _Layout(len(sizes), (title, _summary(sizes)))
     page = Image.new("RGB", layout.page_size, PAGE)
     pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, MARGIN), title, fill=INK, font=_font(layout.title_height))
-    pen.text((MARGIN, MARGIN + 1.5 * layout.title_height), _summary(sizes), fill=FAINT, font=_font(layout.text_height))
+    pen.text((MARGIN, MARGIN), title, fill=INK, font=font_of(layout.title_height))
+    pen.text((MARGIN, MARGIN + 1.5 * layout.title_height), _summary(sizes), fill=FAINT,
+             font=font_of(layout.text_height))
     for place, k in enumerate(by_population(sizes)):
         corner = layout.corner(place)
         page.paste(_tile(class_averages[k], layout.tile, faded=sizes[k] == 0), corner)
@@ -105,7 +106,7 @@ class _Layout:
         rows = math.ceil(n_classes / self.columns)
         width = 2 * MARGIN + self.columns * (self.tile + GAP) - GAP
         lines = zip(titles, (self.title_height, self.text_height))
-        width = max(width, *(2 * MARGIN + math.ceil(_font(height).getlength(line)) for line, height in lines))
+        width = max(width, *(2 * MARGIN + math.ceil(font_of(height).getlength(line)) for line, height in lines))
         self.page_size = width, self.top + rows * (self.tile + self.caption + GAP) + MARGIN - GAP
 
     def corner(self, place):
@@ -140,7 +141,7 @@ def _caption(pen, layout, corner, number, size, *, share, resolution):
     left, top = corner
     right, first = left + layout.tile - 1, top + layout.tile + layout.text_height // 4
     second = first + round(1.15 * layout.text_height)
-    font = _font(layout.text_height)
+    font = font_of(layout.text_height)
     pen.rectangle((left, top, right, top + layout.tile - 1), outline=FRAME)
     pen.text((left, first), f"#{number}", fill=FAINT, font=font)
     pen.text((right, first), f"{size:,}" if size else "empty", fill=INK if size else FAINT, font=font, anchor="ra")
@@ -156,7 +157,7 @@ def _percentage(share):
 
 
 @cache
-def _font(height):
+def font_of(height):
     """DejaVu Sans, which comes with matplotlib; Pillow's own font has no Å."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", height)
 

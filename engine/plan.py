@@ -50,6 +50,13 @@ class RunPlan:
     pixel_size: float
     rings: int
 
+    work_name = "poses"
+
+    @property
+    def work(self):
+        """What each particle is compared with, for people."""
+        return f"{self.poses_coarse:,} coarse, {self.poses_fine:,} fine, of each particle"
+
 
 def plan(options, table, n_ranks, room=np.inf):
     """RunPlan of a classify2d job on `n_ranks` that may take `room` bytes each; JobError if it cannot work."""

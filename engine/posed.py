@@ -331,10 +331,10 @@ def _finish(shard, arrays, table, geometry, comm):
         arrays.power[part] /= sigma2
     shard.noise, shard.level = noise, level
     shard.kept = shard.rows[shard.usable]
-    shard.embedded = _embedded(shard, arrays, plane, comm)
+    shard.embedded = _embedded(shard, arrays, plane, geometry.mask_fraction, comm)
 
 
-def _embedded(shard, arrays, plane, comm):
+def _embedded(shard, arrays, plane, freedom, comm):
     """The usable particles; blocks keep the edges that they have in the table."""
     counts = comm.allgather(int(shard.usable.sum()))
     edges = np.append(np.arange(0, len(shard.rows), arrays.block), len(shard.rows))
@@ -342,7 +342,7 @@ def _embedded(shard, arrays, plane, comm):
     kept = np.flatnonzero(shard.usable)
     transformed, ctf2, power = (_compacted(array, kept) for array in (arrays.transformed, arrays.ctf2, arrays.power))
     return EmbeddedParticles(transformed, ctf2, power, rows=sum(counts[:comm.rank]) + np.arange(len(kept)),
-                             starts=starts, n_total=sum(counts), layout=Layout(plane.group, plane.shell))
+                             starts=starts, n_total=sum(counts), layout=Layout(plane.group, plane.shell, freedom))
 
 
 def _compacted(array, kept):

@@ -23,7 +23,15 @@ import scipy.fft
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.poses import rotate_offset, wrap_degrees
-from vitrea.engine.specimen import check_fits, make_views, random_blobs, read_atoms, read_map, spread_directions
+from vitrea.engine.specimen import (
+    check_fits,
+    hinged,
+    make_views,
+    random_blobs,
+    read_atoms,
+    read_map,
+    spread_directions,
+)
 from vitrea.engine.star import write_star
 from vitrea.kernels.ctf import ctf
 
@@ -40,6 +48,7 @@ VIEW_STREAM = 1 << 41       # keys of the random streams that deal views, beyond
 @dataclass(frozen=True)
 class ParticleSimulation:
     """What to simulate. box_size [px], pixel_size [Å], max_shift [px, each of x and y], junk [fraction of particles],
+    motion [degrees through which an arm of the built-in specimen turns over the views, seen from one direction],
     defocus (least, most) [Å], astigmatism [Å, largest U − V], phase_shift [degrees], voltage [kV], cs [mm], stack_size
     [particles in a stack; all in one by default].
 
@@ -54,6 +63,7 @@ class ParticleSimulation:
     seed: int = 0
     max_shift: float = 3.0
     junk: float = 0.0
+    motion: float = 0.0
     map_path: Path | None = None
     model_path: Path | None = None
     ctf: bool = True
@@ -73,6 +83,9 @@ class ParticleSimulation:
         _require(self.snr > 0.0, "snr", self.snr, "a ratio above 0")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0")
         _require(0.0 <= self.max_shift <= self.box_size / 4, "max_shift", self.max_shift, "0 to a quarter of the box")
+        _require(0.0 <= self.motion <= 180.0, "motion", self.motion, "0 to 180 degrees")
+        _require(not self.motion or (self.map_path is None and self.model_path is None), "motion", "a map or model",
+                 "the built-in specimen")
         _require(0.0 <= self.junk <= 1.0, "junk", self.junk, "a fraction from 0 to 1")
         _require(self.defocus[0] <= self.defocus[1], "defocus", self.defocus, "the lesser value first")
         _require(self.stack_size is None or self.stack_size >= 1, "stack_size", self.stack_size, "at least one")
@@ -158,10 +171,21 @@ def simulated_views(simulation):
         specimen, name = read_atoms(sim.model_path), sim.model_path
     else:
         specimen, name = random_blobs(sim.box_size, sim.pixel_size, sim.seed), "built-in specimen"
-    directions = spread_directions(sim.views, sim.seed)
-    views = make_views(specimen, directions, sim.box_size, sim.pixel_size)
+    if sim.motion:
+        views, directions = _moving_views(specimen, sim)
+    else:
+        directions = spread_directions(sim.views, sim.seed)
+        views = make_views(specimen, directions, sim.box_size, sim.pixel_size)
     check_fits(views, sim.pixel_size, name)
     return views / np.sqrt(np.mean(np.var(views, axis=(1, 2), dtype=np.float64))).astype(np.float32), directions
+
+
+def _moving_views(specimen, simulation):
+    """The specimen from one direction, its arm turning evenly by `motion` in all: (views, directions)."""
+    sim = simulation
+    stages = [hinged(specimen, angle, sim.seed) for angle in np.linspace(-0.5, 0.5, sim.views) * sim.motion]
+    views = [make_views(stage, [direction], sim.box_size, sim.pixel_size) for stage, direction in stages]
+    return np.concatenate(views), np.array([direction for _, direction in stages])
 
 
 def noise_sd(views, simulation):

@@ -93,6 +93,24 @@ def random_blobs(box_size, pixel_size, seed):
     return Blobs(points, weights, sigmas)
 
 
+def hinged(specimen, angle, seed):
+    """(Blobs, (rot, tilt) [degrees]): Blobs with an arm turned by `angle` [degrees], and the direction of its hinge.
+
+    The arm is the third of the blobs farthest along a direction drawn from the seed; it turns about a line through its
+    near end, so that seen along that line the motion is in the plane of the image.
+    """
+    axes, _ = np.linalg.qr(_stream(seed, 2).normal(size=(3, 3)))
+    along, hinge = axes[0], axes[1]
+    height = specimen.points @ along
+    arm = height > np.quantile(height, 2.0 / 3.0)
+    pivot = specimen.points[arm].mean(axis=0)
+    pivot += along * (height[arm].min() - pivot @ along)
+    turned = specimen.points.copy()
+    turned[arm] = pivot + (specimen.points[arm] - pivot) @ _about(hinge, angle).T
+    direction = np.rad2deg([np.arctan2(hinge[1], hinge[0]), np.arccos(np.clip(hinge[2], -1.0, 1.0))])
+    return Blobs(turned, specimen.weights, specimen.sigmas), direction
+
+
 def read_atoms(path):
     """An atomic model (.pdb, .cif, also .gz) as Gaussians centred on its centre of mass.
 
@@ -166,6 +184,13 @@ def euler_matrix(rot, tilt, psi):
                                   np.array([[c[1], 0.0, -s[1]], [0.0, 1.0, 0.0], [s[1], 0.0, c[1]]]),
                                   np.array([[c[2], s[2], 0.0], [-s[2], c[2], 0.0], [0.0, 0.0, 1.0]]))
     return in_plane @ about_y @ about_z
+
+
+def _about(axis, angle):
+    """Rotation by `angle` [degrees] about a unit vector: Rodrigues' formula, float64[3, 3]."""
+    x, y, z = axis
+    cross, radians = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]), np.deg2rad(angle)
+    return np.eye(3) + np.sin(radians) * cross + (1.0 - np.cos(radians)) * cross @ cross
 
 
 def spread_directions(n, seed):

@@ -208,6 +208,8 @@ def _add_wanted(group: argparse._ArgumentGroup) -> None:
     add("--max-shift", type=float, **keep, metavar="PX", help="largest shift in x and in y [px] (default 3)")
     add("--stack-size", type=int, **keep, metavar="N", help="particles in a stack (default: all in one)")
     add("--threads", type=_positive, metavar="T", help="threads; the images do not depend on it (default: the cores)")
+    add("--motion", type=float, **keep, metavar="DEG",
+        help="instead of turning the specimen about: its arm turns by DEG in all over the views, seen from one side")
     add("--junk", type=float, **keep, metavar="FRACTION",
         help="fraction of pure noise, off-centre particles and close neighbours, 0 to 1 (default 0)")
 

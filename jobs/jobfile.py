@@ -21,6 +21,7 @@ from vitrea.engine.files import written_beside
 from vitrea.engine.options import (
     SECTIONS,
     Classify2dOptions,
+    ClusterOptions,
     JobOptions,
     Option,
     OptionError,
@@ -33,19 +34,28 @@ JOB_NAME = "job.yaml"
 
 @dataclass(frozen=True)
 class JobType:
-    """A kind of job: its keys, and the function that runs it.
+    """A kind of job: its keys, the function that runs it, and the one that tells beforehand what a run will need.
 
-    runner is `module:function`, imported when a job is run: `function(options, *, resume, comm) -> "done" | "stopped"`.
+    runner and planner are `module:function`, imported when they are wanted: `function(options, *, resume, comm) ->
+    "done" | "stopped"`, and `function(options, table, n_ranks) -> plan` (engine/plan.py).
     """
 
     name: str
     summary: str
     options: type[JobOptions]
     runner: str
+    planner: str
 
     def load_runner(self) -> Callable[..., str]:
-        module, function = self.runner.split(":")
-        return getattr(importlib.import_module(module), function)
+        return _load(self.runner)
+
+    def load_planner(self) -> Callable[..., object]:
+        return _load(self.planner)
+
+
+def _load(place: str) -> Callable[..., object]:
+    module, function = place.split(":")
+    return getattr(importlib.import_module(module), function)
 
 
 JOBS = {
@@ -56,6 +66,14 @@ JOBS = {
             "particle images to two-dimensional class averages",
             Classify2dOptions,
             "vitrea.engine.classify2d:run",
+            "vitrea.engine.plan:plan",
+        ),
+        JobType(
+            "cluster",
+            "aligned particles to many class averages, by manifold learning",
+            ClusterOptions,
+            "vitrea.engine.cluster:run",
+            "vitrea.engine.cluster_plan:plan_cluster",
         ),
     )
 }

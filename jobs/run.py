@@ -23,6 +23,7 @@ SKIPPED_NAME = "skipped.star"
 RUN_FILES = (JOB_NAME, LINES_NAME, RECORDS_NAME, CHECKPOINT_NAME, "run_data.star", "run_classes.mrcs")
 RESULTS = {
     "classes.png": "the class averages, largest first",
+    "latent_map.png": "the class averages at their places on the latent grid",
     "run_data.star": "class, angle and shift of every particle",
     "run_classes.mrcs": "the class averages as a stack",
     "run_model.star": "size, resolution and spectra of each class",
@@ -65,11 +66,10 @@ def resume(folder: Path, overrides: Sequence[str]) -> int:
 def check(path: Path, overrides: Sequence[str], ranks: int) -> int:
     """`vitrea check`: everything that can be wrong before the first image is read, and what the run will need."""
     from vitrea.engine.particles import read_particles
-    from vitrea.engine.plan import plan
 
     job = read_job(path, overrides)
     table = read_particles(job.options.input)
-    planned = plan(job.options, table, ranks)
+    planned = job.type.load_planner()(job.options, table, ranks)
     _require_free(job.options.output)
     for words in [*_check_lines(path, job, table, planned, ranks), *_doubts(job.options, planned), NO_MISTAKE]:
         print(words)
@@ -205,7 +205,7 @@ def _check_lines(path: Path, job: Job, table: object, planned: object, ranks: in
         f"{path}   {job.type.name}   {job.options.n_classes} classes   into {job.options.output}",
         f"particles   {planned.particles:,} in {job.options.input}   {planned.particles_per_rank:,} a rank",
         f"images      box {planned.box_size} px   {planned.pixel_size:.4g} Å/px   {optics}",
-        f"poses       {planned.poses_coarse:,} coarse, {planned.poses_fine:,} fine, of each particle",
+        f"{planned.work_name:<12}{planned.work}",
         f"memory      {a_rank}, {whole}; at most {format_bytes(planned.memory_at_most_bytes)} a rank",
         f"disk        {format_bytes(planned.disk_bytes)}{_scratch_words(job.options, planned, ranks)}",
     ]

@@ -218,6 +218,12 @@ def _figures(record: Record) -> Table:
         return "–" if value is None else f"{float(value) * factor:{form}}".replace("-", "−", 1)
 
     row = Table.grid(padding=(0, 4))
+    if "temperature" in record:
+        row.add_row(
+            f"log-likelihood of a particle {shown('log_likelihood', '.2f')}", f"held out {shown('held_out', '.2f')}",
+            f"temperature {shown('temperature', '.2f')}", f"{shown('seconds', '.1f')} s an iteration",
+        )
+        return row
     row.add_row(
         f"log-likelihood {shown('log_likelihood', '.4e')}", f"resolution {shown('resolution', '.1f')} Å",
         f"pmax {shown('pmax', '.2f')}", f"changed {shown('changed', '.1f', 100)} %",
@@ -231,7 +237,8 @@ def _trends(iterations: list[Record], console: Console) -> Table:
     width = max(10, min(60, console.width - 45))
     for name, words, form, factor in (
         ("log_likelihood", "log-likelihood", ".4e", 1.0), ("resolution", "resolution [Å]", ".1f", 1.0),
-        ("changed", "changed [%]", ".1f", 100.0),
+        ("changed", "changed [%]", ".1f", 100.0), ("held_out", "held out", ".4e", 1.0),
+        ("temperature", "temperature", ".2f", 1.0),
     ):
         values = [factor * float(record[name]) for record in iterations if record.get(name) is not None]
         if len(values) > 1:

@@ -27,7 +27,8 @@ def probe(tmp_path, monkeypatch):
     module = ModuleType("probe_runner")
     module.run = lambda options, *, resume, comm: "done"
     monkeypatch.setitem(sys.modules, "probe_runner", module)
-    monkeypatch.setitem(JOBS, "probe", JobType("probe", "a test", Classify2dOptions, "probe_runner:run"))
+    monkeypatch.setitem(JOBS, "probe", JobType("probe", "a test", Classify2dOptions, "probe_runner:run",
+                                                "vitrea.engine.plan:plan"))
     monkeypatch.chdir(tmp_path)
     Path("job.yaml").write_text(NEEDED)
     Path("particles.star").write_text("")

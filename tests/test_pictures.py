@@ -59,15 +59,15 @@ def test_any_number_of_classes_fits_on_the_page(tmp_path, n_classes, box_size):
 
 def test_the_longest_captions_fit_beside_each_other():
     layout = pictures._Layout(400, ("t",))
-    font = pictures._font(layout.text_height)
+    font = pictures.font_of(layout.text_height)
     for left, right in (("#400", "1,234,567"), ("<0.1 %", "123.4 Å")):
         assert font.getlength(left) + font.getlength(right) < layout.tile
 
 
 def test_every_letter_on_a_page_is_in_the_font():
-    missing = pictures._font(20).getmask("\uffff").getbbox(), bytes(pictures._font(20).getmask("\uffff"))
+    missing = pictures.font_of(20).getmask("\uffff").getbbox(), bytes(pictures.font_of(20).getmask("\uffff"))
     for letter in "Å#%,<09az":
-        mask = pictures._font(20).getmask(letter)
+        mask = pictures.font_of(20).getmask(letter)
         assert (mask.getbbox(), bytes(mask)) != missing, letter
 
 

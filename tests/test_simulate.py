@@ -451,3 +451,20 @@ def test_stacks_and_threads_do_not_change_the_particles(tmp_path, monkeypatch):
     table = read_particles(tmp_path / "many" / "particles.star")
     np.testing.assert_array_equal(table.stack_index, np.repeat([0, 1, 2], [15, 15, 10]))
     np.testing.assert_array_equal(table.section, np.r_[:15, :15, :10])
+
+
+def test_motion_turns_an_arm_and_leaves_the_rest(tmp_path):
+    """Views of a motion differ little from their neighbours, more from afar, and all are seen from one direction."""
+    sim = ParticleSimulation(n=10, views=7, box_size=48, pixel_size=4.0, snr=1.0, seed=2, motion=90.0)
+    views, directions = simulated_views(sim)
+    np.testing.assert_array_equal(directions, np.broadcast_to(directions[0], directions.shape))
+    apart = np.array([[np.sum((a - b) ** 2) for b in views] for a in views])
+    assert np.all(np.diff(apart[0][:5]) > 0)
+    assert apart[0, 1] < 0.5 * apart[0, 6]
+    still = np.var(views, axis=0) < 0.01 * np.var(views, axis=0).max()
+    assert np.sum(views[0][still] ** 2) > 0.2 * np.sum(views[0] ** 2), "two thirds of the specimen do not move"
+
+
+def test_motion_is_of_the_built_in_specimen(tmp_path):
+    with pytest.raises(JobError, match="found motion = a map or model; expected the built-in specimen"):
+        ParticleSimulation(n=1, views=2, box_size=32, pixel_size=4.0, snr=1.0, motion=30.0, map_path=tmp_path / "x.mrc")

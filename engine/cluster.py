@@ -1,0 +1,209 @@
+"""`cluster`: manifold learning of aligned particles, to many class averages on a latent grid.
+
+The run reads from the top: bring the particles to their poses, start the manifold, iterate while it is cooled, write.
+The state between two iterations is all that a checkpoint has to hold.
+"""
+import hashlib
+import importlib.metadata
+import os
+import platform
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from vitrea.engine import annealing, averages, cluster_results, latent, starts
+from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
+from vitrea.engine.checkpoint import fingerprint, read_checkpoint, write_checkpoint
+from vitrea.engine.classify2d import peak_memory
+from vitrea.engine.cluster_plan import plan_cluster
+from vitrea.engine.comm import StopRequest, library_name, node_count
+from vitrea.engine.errors import JobError
+from vitrea.engine.load import read_table
+from vitrea.engine.log import NullLog, RunLog
+from vitrea.engine.manifold import OUTLIER_START, Settings
+from vitrea.engine.posed import PosedGeometry, PosedShard, make_posed_geometry, read_posed
+
+COMPONENTS = 8   # principal components looked at; a start uses as many as its grid has axes
+
+
+@dataclass
+class Run:
+    """What does not change during a run; memory: its peak on rank 0 so far [bytes]."""
+
+    options: object
+    table: object
+    geometry: PosedGeometry
+    shard: PosedShard
+    log: object
+    stop: StopRequest
+    comm: object
+    memory: int = 0
+
+
+def run(options, *, resume, comm):
+    """Run or continue `job: cluster` in the folder options.output: "done" or "stopped". Collective.
+
+    Writes the files of docs/formats.md. Raises JobError for a user's mistake (on all ranks).
+    """
+    with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
+        begun = _prepare(options, stop, log, comm)
+        if begun is None:
+            log.tell("stopped", reason=stop.reason)
+            return "stopped"
+        state = _iterate(begun, _restore(begun) if resume else start(begun))
+        if not finished(options, state):
+            log.tell("stopped", **_reached(options, state), reason=stop.reason)
+            return "stopped"
+        cluster_results.write(begun, state.manifold)
+        return "done"
+
+
+def _open_log(options, comm):
+    return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
+
+
+def _prepare(options, stop, log, comm):
+    table = read_table(options, comm=comm)
+    planned = plan_cluster(options, table, comm.size)
+    _announce(options, table, planned, log, comm)
+    geometry = make_posed_geometry(table, options)
+    shard = read_posed(table, options, geometry, stop, log, comm=comm)
+    return None if shard is None else Run(options, table, geometry, shard, log, stop, comm)
+
+
+def _announce(options, table, planned, log, comm):
+    nodes = node_count(comm)
+    log.tell("start", job="cluster", output=str(options.output), input=str(options.input), host=platform.node(),
+             process=os.getpid(), version=importlib.metadata.version("vitrea"), mpi=library_name(), ranks=comm.size,
+             nodes=nodes,
+             threads=options.threads, particles=len(table), n_classes=options.n_classes, box_size=planned.box_size,
+             pixel_size=planned.pixel_size, voltage=table.optics[0].voltage,
+             memory_per_rank=planned.memory_per_rank_bytes, options=options.as_dict())
+    log.line(f"{planned.components:,} components of each particle, to {planned.resolution:.1f} Å")
+
+
+def make_lattice(options):
+    """The latent grid of a job."""
+    shape = options.latent_shape()
+    if options.latent == "none":
+        return latent.free(options.n_classes)
+    given = {"basis_fraction": options.basis_fraction, "width": options.basis_width}
+    if len(shape) == 1:
+        return latent.chain(options.n_classes, periodic=options.latent == "closed_chain", **given)
+    return latent.grid(shape, **given)
+
+
+def start(run):
+    """The first State: just below the temperature where classes appear, or, from given classes, at the last one."""
+    options, embedded = run.options, run.shard.embedded
+    lattice, layout, junk = make_lattice(options), embedded.layout, OUTLIER_START if options.outliers else 0.0
+    components, beta = starts.analyse(embedded, max(COMPONENTS, lattice.dimension), comm=run.comm, seed=options.seed)
+    critical = float(components.eigenvalues[0])
+    run.log.line(f"classes appear at T {critical:.2f}; {components.significant()} of the first "
+                 f"{len(components.eigenvalues)} principal components stand above the noise")
+    if options.start == "classes":
+        references = given_classes(run, lattice.n_nodes)
+        return annealing.begin_settled(starts.from_references(lattice, layout, references, beta, junk),
+                                       options.temperature)
+    if options.start == "random":
+        manifold = starts.at_random(lattice, layout, components, beta, options.seed, junk)
+    else:
+        manifold = starts.from_components(lattice, layout, components, beta, junk)
+    return annealing.begin(manifold, critical, options.temperature)
+
+
+def given_classes(run, n_nodes):
+    """float64[K, D]: averages of the classes that the particles came with, in a line, each on neighbouring nodes; of
+    more classes than nodes, the largest. JobError if the particles came without. Collective."""
+    column = run.table.columns.get("rlnClassNumber")
+    numbers = run.comm.bcast(None if column is None else np.array(column).astype(np.float64).astype(np.int64))
+    if numbers is None:
+        raise JobError(f"start: {run.options.input} holds no _rlnClassNumber; expected the classes to start from; "
+                       "give the run_data.star of 'job: classify2d', or write start: components")
+    largest = np.argsort(-np.bincount(numbers[numbers > 0]), kind="stable")
+    largest = largest[:min(n_nodes, len(np.unique(numbers[numbers > 0])))]
+    place = np.full(numbers.max() + 1, -1)
+    place[largest] = np.arange(len(largest))
+    embedded = run.shard.embedded
+    sums = averages.given(embedded, np.where(numbers > 0, place[numbers], -1)[run.shard.kept], run.shard.kept,
+                          len(largest), comm=run.comm)
+    found = averages.averaged(sums, np.ones(len(embedded.layout.count)), embedded.layout).average
+    order = starts.put_in_order(found)
+    return found[order[np.arange(n_nodes) * len(order) // n_nodes]]
+
+
+def schedule(options):
+    """How the job is cooled."""
+    return annealing.Schedule(cooling=options.cooling, coldest=options.temperature, seed=options.seed)
+
+
+def finished(options, state):
+    """Whether the manifold has settled or used up its iterations."""
+    return state.stage == "done" or state.iteration >= options.max_iterations
+
+
+def _iterate(run, state):
+    """Iterate to the end, or until the run is asked to stop: the last State."""
+    settings = Settings(outliers=run.options.outliers, threads=run.options.threads)
+    learner = annealing.Annealing(run.shard.embedded, state.manifold.lattice, settings, schedule(run.options),
+                                  comm=run.comm)
+    while not finished(run.options, state):
+        run.stop.asked()   # tells the other ranks
+        if run.stop.agreed():
+            return state
+        begin = time.perf_counter()
+        state, report = learner.step(state)
+        run.memory = max(run.memory, peak_memory())
+        _save(run, state)
+        _report(run, state, report, time.perf_counter() - begin)
+    run.log.line(f"settled at T {state.manifold.temperature:.2f}" if state.stage == "done" else
+                 "max_iterations reached, not settled")
+    return state
+
+
+def _report(run, state, report, seconds):
+    run.log.tell("iteration", iteration=state.iteration, of=run.options.max_iterations, stage=report.stage,
+                 temperature=report.temperature, log_likelihood=report.log_likelihood, held_out=report.held_out,
+                 class_sizes=np.rint(report.class_sizes).astype(int), outliers=report.outliers, seconds=seconds,
+                 eta=_most_left(run.options, state) * seconds, memory=run.memory, **report.seconds)
+
+
+def _most_left(options, state):
+    """Iterations that are left, at most."""
+    plan, stage = schedule(options), state.stage
+    if stage == "done":
+        return 0
+    left = plan.settle - (state.in_stage if stage == "settle" else 0)
+    if stage == "cool":
+        temperatures = np.ceil(np.log(state.manifold.temperature / plan.coldest) / -np.log(plan.cooling)) + 1
+        left += int(temperatures) * plan.sweeps - state.in_stage + 1
+    return min(left, options.max_iterations - state.iteration)
+
+
+def _reached(options, state):
+    """Where a run is, for the log."""
+    return {"total": state.iteration, "iteration": state.iteration, "of": options.max_iterations, "stage": state.stage}
+
+
+def _identity(run):
+    """What must not change between a run and its continuation."""
+    digest = hashlib.sha256(np.ascontiguousarray(run.table.psi).tobytes()).hexdigest()
+    return {"fingerprint": fingerprint(run.table, run.options), "psi": f"digest {digest[:8]}"}
+
+
+def _save(run, state):
+    """Write the checkpoint of a finished iteration. Collective."""
+    if run.comm.rank == 0:
+        arrays = {name: np.char.encode(array) if array.dtype.kind == "U" else array
+                  for name, array in annealing.state_arrays(state).items()}
+        write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, _identity(run))
+
+
+def _restore(run):
+    """The State of the last checkpoint. Collective."""
+    arrays, _ = read_checkpoint(run.options.output / CHECKPOINT_NAME, _identity(run))
+    state = annealing.state_from_arrays(arrays)
+    run.log.tell("resumed", **_reached(run.options, state))
+    return state

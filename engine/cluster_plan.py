@@ -1,0 +1,68 @@
+"""What a cluster job will need before it starts: components, memory, disk."""
+from dataclasses import dataclass
+
+from vitrea.engine.errors import JobError
+from vitrea.engine.plan import BYTES_A_PARTICLE, BYTES_A_ROW, PROGRAM_BYTES, STAR_BYTES_A_ROW
+from vitrea.engine.posed import block_size, make_posed_geometry, require_poses
+
+MODEL_COPIES = 10   # of the class averages: nodes, the best so far, sums, half-sets, the message between ranks
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """Sizes of a cluster job; memory in bytes at its peak, of the rank with most particles, which are kept in it."""
+
+    particles: int
+    particles_per_rank: int
+    memory_per_rank_bytes: int
+    components: int
+    resolution: float      # [Å], finest
+    disk_bytes: int
+    box_size: int
+    pixel_size: float
+
+    storage, scratch_per_rank_bytes = "memory", 0
+    work_name = "components"
+
+    @property
+    def memory_at_most_bytes(self):
+        """The same: what a run takes does not depend on its course."""
+        return self.memory_per_rank_bytes
+
+    @property
+    def work(self):
+        """What a particle is, for people."""
+        return f"{self.components:,} of each particle, to {self.resolution:.1f} Å"
+
+
+def plan_cluster(options, table, n_ranks):
+    """ClusterPlan of a cluster job on `n_ranks`; JobError if it cannot work."""
+    require_poses(table)
+    if options.n_classes > len(table):
+        raise JobError(
+            f"n_classes: {options.n_classes} classes, but {table.path} holds {len(table)} particles; expected no more "
+            "classes than particles; lower n_classes, a hundred particles a class is usual")
+    geometry = make_posed_geometry(table, options)
+    share = -(-len(table) // n_ranks)
+    if n_ranks > 1:   # ranks are dealt whole blocks
+        share = min(share + block_size(len(table)), len(table))
+    memory = int(_memory(options, geometry.plane, table, share))
+    if options.memory_limit and memory > options.memory_limit * 1e9:
+        raise JobError(
+            f"memory_limit: the run needs {memory / 1e9:.1f} GB a rank, more than the limit of "
+            f"{options.memory_limit:g} GB; expected no more; use more ranks on more nodes, a coarser max_resolution, "
+            "or fewer classes")
+    model = options.n_classes * geometry.plane.n_components * 8
+    disk = options.n_classes * geometry.box_size**2 * 4 + len(table) * (STAR_BYTES_A_ROW + 100) + 2 * model
+    return ClusterPlan(len(table), -(-len(table) // n_ranks), memory, geometry.plane.n_components,
+                       geometry.resolution_of(geometry.plane.radius), int(disk), geometry.box_size,
+                       geometry.pixel_size)
+
+
+def _memory(options, plane, table, share):
+    """Bytes of rank 0 at its peak: particles, class averages and their sums in some copies, work on a block."""
+    size, n_classes = plane.n_components, options.n_classes
+    particle = 4 * size + 4 * plane.n_groups + 8 * plane.radius + BYTES_A_PARTICLE
+    model = MODEL_COPIES * n_classes * (size + plane.n_groups) * 8
+    block = options.threads * block_size(len(table)) * (n_classes * 4 + size * 24) + n_classes * size * 4
+    return PROGRAM_BYTES + share * particle + len(table) * BYTES_A_ROW + model + block
