@@ -2,7 +2,8 @@
 
 For each N a stack in shards is simulated (the first N particles of one specimen: sizes differ in nothing else) and
 classified twice with the same iterations, its particles in memory and in scratch; both must give the same
-run_data.star, bit for bit. Memory is the kernel's high-water mark of the whole program, on one rank. Disk is what the run announced.
+run_data.star, bit for bit. Memory is the kernel's high-water mark of the whole program, on one rank. Disk is what the
+run announced.
 
 For mini-batches a few particles of many are wanted at a time. Three ways to get them are timed: records scattered over
 the scratch file; the same after the kernel was told to forget the file; and images read and transformed once more.

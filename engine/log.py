@@ -6,7 +6,8 @@ wrong with some MPI libraries, and bars fill log files with escape codes.
 
 Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
     start       job, output, input, version, host, process (rank 0's number there), mpi, ranks, nodes, threads,
-                particles, n_classes, box_size [px], pixel_size [Å], voltage [kV], memory_per_rank [bytes], options
+                particles, n_classes, box_size [px], pixel_size [Å], voltage [kV], memory_per_rank, memory_at_most,
+                scratch_per_rank [bytes], options
     progress    iteration, of, stage, fraction 0..1 of the iteration, phase
     iteration   iteration, of, stage ("minibatch" | "full"), log_likelihood, resolution [Å], pmax, changed (fraction),
                 seconds, e_step and of it coarse, score, posterior, accumulate, m_step, reduce, checkpoint [s], seen

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vitrea.benchmarks import streaming
 from vitrea.engine import classify2d, plan
 from vitrea.engine.errors import JobError
 from vitrea.engine.log import read_records
@@ -286,3 +287,28 @@ def test_checkpoints_are_written_when_their_time_has_come_and_at_the_end(stacks,
         assert cli.main(["run", str(job), "--set", f"checkpoint_minutes={minutes}"]) == 0
         assert saved == expected
     assert sum(r["kind"] == "iteration" for r in read_records(tmp_path / "run60" / "record.jsonl")) == 7
+
+
+def test_the_streaming_benchmark_compares_the_results_and_tells_memory_disk_and_the_ways_to_a_mini_batch(
+        tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "FETCHED", 40)
+    monkeypatch.setattr(streaming, "BOX", 32)
+    monkeypatch.setattr(streaming, "JOB", streaming.JOB | {"particle_diameter": 90, "max_iterations": 1})
+    memory, scratch, fetched = records = streaming.measure(tmp_path, [150])
+    assert (memory["storage"], scratch["storage"]) == ("memory", "scratch")
+    assert (memory["disk"], scratch["disk"]) == (0, 150 * fetched["record_bytes"])
+    assert min(run["memory"] for run in (memory, scratch)) > 50e6
+    assert fetched["again_cpu"] > 0
+    told = streaming.told(records)
+    assert "same run_data.star" in told
+    assert told.count("\n| 150") == 2
+    monkeypatch.setattr(streaming, "classify", lambda folder, keys, name: different(folder / name))
+    with pytest.raises(SystemExit, match="differs between particles in memory"):
+        list(streaming._both(tmp_path, "stack_n150", 150))
+
+
+def different(folder):
+    """A finished run whose result is not that of another storage."""
+    records = read_records(folder / "record.jsonl")
+    (folder / "run_data.star").write_text(folder.name)
+    return SimpleNamespace(memory=1, cpu_seconds=1.0), records
