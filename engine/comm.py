@@ -144,3 +144,43 @@ class StopRequest:
         reasons = [reason for reason in self._comm.allgather(self._signal) if reason]
         self._signal = reasons[0] if reasons else None
         return self._signal is not None
+
+
+class Dealer:
+    """Numbers 0 … n − 1 dealt out to whichever rank asks next: for work whose pieces take different times.
+
+    A counter on rank 0 is raised by one-sided calls, so that no rank does nothing but deal. Made and closed by all
+    ranks together; iterating is not collective.
+    """
+
+    def __init__(self, n, *, comm):
+        from mpi4py import MPI
+
+        self._n, self._sum, self._one = n, MPI.SUM, np.ones(1, dtype=np.int64)
+        self._window = MPI.Win.Allocate(8 if comm.rank == 0 else 0, 8, comm=comm)
+        if comm.rank == 0:
+            self._window.Lock(0)
+            np.frombuffer(self._window, dtype=np.int64)[:] = 0
+            self._window.Unlock(0)
+        comm.Barrier()
+
+    def __iter__(self):
+        number = np.zeros(1, dtype=np.int64)
+        while True:
+            self._window.Lock(0)
+            self._window.Fetch_and_op(self._one, number, 0, op=self._sum)
+            self._window.Unlock(0)
+            if number[0] >= self._n:
+                return
+            yield int(number[0])
+
+    def close(self):
+        self._window.Free()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        # Freeing is collective: after an error elsewhere the others may never come.
+        if kind is None:
+            self.close()

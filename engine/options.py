@@ -116,6 +116,10 @@ class Option:
 # Sections of a job file, in its order, with the heading each one has there.
 SECTIONS = {
     "job": "What is classified",
+    "micrographs": "The micrographs",
+    "labels": "The labels",
+    "training": "The network and its training",
+    "picking": "Picking",
     "particles": "The particles",
     "model": "The model",
     "search": "The search over in-plane angles and shifts",

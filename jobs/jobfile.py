@@ -28,6 +28,7 @@ from vitrea.engine.options import (
     format_value,
     options_of,
 )
+from vitrea.picker.options import ExtractOptions, PickOptions, PickTrainOptions
 
 JOB_NAME = "job.yaml"
 
@@ -36,21 +37,26 @@ JOB_NAME = "job.yaml"
 class JobType:
     """A kind of job: its keys, the function that runs it, and the one that tells beforehand what a run will need.
 
-    runner and planner are `module:function`, imported when they are wanted: `function(options, *, resume, comm) ->
-    "done" | "stopped"`, and `function(options, table, n_ranks) -> plan` (engine/plan.py).
+    All are `module:function`, imported when they are wanted. runner: `function(options, *, resume, comm) -> "done" |
+    "stopped"`; planner, of a job on particles: `function(options, table, n_ranks) -> plan` (engine/plan.py); checker,
+    `function(options) -> lines`, looks a job over where it is no job on particles.
     """
 
     name: str
     summary: str
     options: type[JobOptions]
     runner: str
-    planner: str
+    planner: str = ""
+    checker: str = ""
 
     def load_runner(self) -> Callable[..., str]:
         return _load(self.runner)
 
     def load_planner(self) -> Callable[..., object]:
         return _load(self.planner)
+
+    def load_checker(self) -> Callable[[JobOptions], list[str]]:
+        return _load(self.checker)
 
 
 def _load(place: str) -> Callable[..., object]:
@@ -74,6 +80,27 @@ JOBS = {
             ClusterOptions,
             "vitrea.engine.cluster:run",
             "vitrea.engine.cluster_plan:plan_cluster",
+        ),
+        JobType(
+            "pick-train",
+            "labelled micrographs to a picker's model",
+            PickTrainOptions,
+            "vitrea.picker.pick_train:run",
+            checker="vitrea.picker.pick_train:check",
+        ),
+        JobType(
+            "pick",
+            "micrographs to coordinates, by a model",
+            PickOptions,
+            "vitrea.picker.pick_job:run",
+            checker="vitrea.picker.pick_job:check",
+        ),
+        JobType(
+            "extract",
+            "coordinates and micrographs to a stack of particles",
+            ExtractOptions,
+            "vitrea.picker.extract:run",
+            checker="vitrea.picker.extract:check",
         ),
     )
 }
@@ -118,7 +145,7 @@ def template(job_type: JobType) -> str:
         f"# {job_type.name}: {job_type.summary}.",
         f"#   vitrea check {JOB_NAME}               is everything there, and how much memory will it take?",
         f"#   mpiexec -n 8 vitrea run {JOB_NAME}    run it on eight ranks; without mpiexec, on one",
-        "# input, output, n_classes and particle_diameter are needed; every other key stands at its default.",
+        f"# {_needed(job_type)} are needed; every other key stands at its default.",
         "",
         f"job: {job_type.name}",
     ]
@@ -129,6 +156,11 @@ def template(job_type: JobType) -> str:
             lines += ["", f"# {heading}"]
             lines += [line for option in members for line in _template_lines(option)]
     return "\n".join(lines) + "\n"
+
+
+def _needed(job_type: JobType) -> str:
+    names = [name for name, option in options_of(job_type.options).items() if option.required]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def write_job(path: Path, job: Job, notes: Iterable[str]) -> None:
@@ -315,9 +347,10 @@ def _template_lines(option: Option) -> list[str]:
     words = (f"[{option.unit}] " if option.unit else "") + option.help
     if option.null_means:
         words += f"; null: {option.null_means}"
-    comments = textwrap.wrap(words, width=120 - _MARGIN - 2)
+    indent = max(_MARGIN, len(head) + 2)
+    comments = textwrap.wrap(words, width=120 - indent - 2)
     comments += [f"  {choice:<18} {meaning}" for choice, meaning in (option.choices or {}).items()]
-    return [f"{head:<{_MARGIN}}# {comments[0]}"] + [f"{'':<{_MARGIN}}# {comment}" for comment in comments[1:]]
+    return [f"{head:<{indent}}# {comments[0]}"] + [f"{'':<{indent}}# {comment}" for comment in comments[1:]]
 
 
 _MARGIN = 28

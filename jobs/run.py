@@ -27,6 +27,10 @@ RESULTS = {
     "run_data.star": "class, angle and shift of every particle",
     "run_classes.mrcs": "the class averages as a stack",
     "run_model.star": "size, resolution and spectra of each class",
+    "model.npz": "the trained picker, for job: pick",
+    "autopick.star": "micrographs and the coordinate files of their picks",
+    "summary.csv": "picks, candidates and problems by micrograph",
+    "particles.star": "the particles, for job: classify2d",
 }
 
 
@@ -68,6 +72,11 @@ def check(path: Path, overrides: Sequence[str], ranks: int) -> int:
     from vitrea.engine.particles import read_particles
 
     job = read_job(path, overrides)
+    if job.type.checker:
+        found = job.type.load_checker()(job.options)
+        _require_free(job.options.output)
+        print("\n".join([f"{path}   {job.type.name}   into {job.options.output}", *found, NO_MISTAKE]))
+        return 0
     table = read_particles(job.options.input)
     planned = job.type.load_planner()(job.options, table, ranks)
     _require_free(job.options.output)

@@ -10,6 +10,7 @@ import numpy as np
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.stacks import read_header
+from vitrea.engine.star import read_star
 from vitrea.kernels.micrograph import clip_outliers, even_out, fourier_crop
 
 ALREADY_THERE = 0.98     # of the wanted pixel size: a micrograph with this one is taken as it is
@@ -95,3 +96,68 @@ def _pixels(path, header):
 
 def _bad(path, found, expected, remedy):
     return BadMicrographError(f"{path}: {found}; expected {expected}; {remedy}")
+
+
+@dataclass(frozen=True)
+class MicrographList:
+    """The micrographs of a job: names as listed, paths, pixel sizes [Å/px] (None where only the header knows), and the
+    columns of their STAR file with its optics table (empty for a folder)."""
+
+    names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    pixel_sizes: tuple[float | None, ...]
+    columns: dict
+    optics: dict
+
+    def __len__(self):
+        return len(self.names)
+
+    def read(self, number, pixel_size=None):
+        """Micrograph `number`; pixel_size [Å/px] goes before what the list and the header say."""
+        return read_micrograph(self.paths[number], pixel_size or self.pixel_sizes[number])
+
+
+def list_micrographs(source):
+    """MicrographList of a STAR file, a folder, a pattern or one file; names in a STAR file count from the working
+    directory, as in RELION, or from the STAR file's own. JobError if there is none, or one is listed twice."""
+    source = Path(source)
+    if source.suffix == ".star":
+        found = _listed(source)
+    else:
+        if source.is_dir():
+            paths = sorted(source.glob("*.mrc"))
+        elif any(mark in str(source) for mark in "*?["):
+            paths = sorted(Path(source.anchor).glob(str(source.relative_to(source.anchor))))
+        else:
+            paths = [source] if source.exists() else []
+        found = MicrographList(tuple(map(str, paths)), tuple(paths), (None,) * len(paths), {}, {})
+    if not len(found):
+        raise JobError(f"{source}: found no micrographs; expected a STAR file with _rlnMicrographName, a folder of "
+                       ".mrc files, a pattern, or one .mrc file; check the path")
+    twice = next((name for i, name in enumerate(found.names) if name in found.names[:i]), None)
+    if twice:
+        raise JobError(f"{source}: {twice} is listed twice; expected each micrograph once; remove one")
+    return found
+
+
+def _listed(source):
+    blocks = read_star(source)
+    columns = next((columns for columns in blocks.values() if "rlnMicrographName" in columns), None)
+    if columns is None:
+        raise JobError(f"{source}: found no _rlnMicrographName; expected the micrographs of a RELION job; "
+                       "check the path")
+    names = tuple(columns["rlnMicrographName"].tolist())
+    paths = tuple(Path(name) if Path(name).exists() else source.parent / name for name in names)
+    optics = blocks.get("optics", {})
+    return MicrographList(names, paths, _listed_pixel_sizes(columns, optics, len(names)), columns, optics)
+
+
+def _listed_pixel_sizes(columns, optics, n):
+    label = "rlnMicrographPixelSize"
+    if label in columns:
+        return tuple(float(text) for text in columns[label])
+    if label not in optics:
+        return (None,) * n
+    by_group = dict(zip(optics.get("rlnOpticsGroup", ["1"]), optics[label].astype(float).tolist()))
+    groups = columns.get("rlnOpticsGroup", [next(iter(by_group))] * n)
+    return tuple(by_group.get(group) for group in groups)

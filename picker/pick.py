@@ -51,7 +51,10 @@ class Picker:
 
     def pick(self, micrograph, scan=None, floor=SCORE_FLOOR):
         """Picks of a Micrograph with scores above `floor`."""
-        prepared = self.preparation.apply(micrograph)
+        return self.pick_prepared(micrograph, self.preparation.apply(micrograph), scan, floor)
+
+    def pick_prepared(self, micrograph, prepared, scan=None, floor=SCORE_FLOOR):
+        """As `pick`, where the prepared image float32[h, w] is there already."""
         scores, origin, step = self.score_map(prepared, scan)
         places, values = local_maxima(scores, floor)
         places = origin + step * places

@@ -1,0 +1,157 @@
+"""`job: pick-train`: labelled micrographs to a model file.
+
+Micrographs are prepared by the ranks in turn and then known to all; some are held back to choose the threshold. If
+there are too few to hold one back, the threshold is chosen on the micrographs that were trained on.
+"""
+import importlib.metadata
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from vitrea.engine.comm import StopRequest
+from vitrea.engine.errors import JobError
+from vitrea.engine.log import NullLog, RunLog
+from vitrea.picker.coordinates import find_coordinates, read_coordinates
+from vitrea.picker.evaluate import best_threshold
+from vitrea.picker.labels import LabelledMicrograph
+from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparation, list_micrographs
+from vitrea.picker.modelfile import Model, write_model
+from vitrea.picker.network import PRESETS
+from vitrea.picker.pick import Picker
+from vitrea.picker.training import DEFAULT, PUBLISHED, train
+
+MODEL_NAME = "model.npz"
+TOLD_STEPS = 50          # steps between two lines of the log
+LEAST_POSITIVES = 10     # labels with which training makes sense
+THRESHOLDS = np.round(np.concatenate([np.arange(0.05, 0.95, 0.01), np.arange(0.95, 0.9991, 0.005)]), 4)
+
+
+def run(options, *, resume, comm):
+    """Train and write model.npz in options.output: "done" or "stopped". Collective.
+
+    A run that is resumed begins anew: it takes minutes and has no checkpoint. Raises JobError for a user's mistake.
+    """
+    with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
+        network = PRESETS[options.network]
+        preparation = Preparation.of(network, options.diameter)
+        labels = load_labels(options, preparation, log, comm=comm)
+        held = int(options.holdout * len(labels))
+        training, testing = labels[held:], labels[:held] or labels
+        _announce(options, network, preparation, training, held, log, comm)
+        recipe = DEFAULT if options.network == "vitrea" else PUBLISHED
+        recipe = replace(recipe, steps=options.steps or recipe.steps)
+        state, losses = None, []
+        for state in train(training, network, options.diameter / preparation.pixel_size, recipe, seed=options.seed,
+                           comm=comm):
+            losses.append(state.loss)
+            if state.step % TOLD_STEPS == 0:
+                log.line(f"step {state.step:>5}/{recipe.steps}   loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
+            if stop.agreed():
+                log.tell("stopped", reason=stop.reason)
+                return "stopped"
+        picker = Picker(network, state.parameters, state.statistics, preparation,
+                        options.min_distance * options.diameter)
+        threshold, counts = _threshold(picker, testing, options)
+        record = {"version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": recipe.steps,
+                  "labels": sum(len(each.positives) for each in training), "micrographs": len(training),
+                  "held_back": held, "loss": [round(loss, 6) for loss in losses[TOLD_STEPS - 1::TOLD_STEPS]],
+                  "precision": counts.precision, "recall": counts.recall, "f1": counts.f()}
+        if comm.rank == 0:
+            write_model(Path(options.output) / MODEL_NAME, Model(picker, options.diameter, threshold, record))
+        where = f"{held} micrographs held back" if held else "the micrographs trained on"
+        log.line(f"done   threshold {threshold:.3f}   precision {counts.precision:.3f}   recall {counts.recall:.3f}   "
+                 f"F1 {counts.f():.3f} on {where}")
+        log.record("done", threshold=threshold, precision=counts.precision, recall=counts.recall, f1=counts.f())
+        return "done"
+
+
+def check(options):
+    """Lines for `vitrea check`."""
+    listed = list_micrographs(options.input)
+    found = [find_coordinates(options.coordinates, Path(name).stem) for name in listed.names]
+    labels = sum(len(read_coordinates(path)) for path in found if path)
+    network = PRESETS[options.network]
+    return [f"micrographs {len(listed):,} in {options.input}, {sum(path is not None for path in found):,} with "
+            f"coordinates, {labels:,} particles",
+            f"network     {network.name}: {network.n_parameters:,} parameters, box {network.box} px of "
+            f"{Preparation.of(network, options.diameter).pixel_size:.3g} Å"]
+
+
+def _open_log(options, comm):
+    return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
+
+
+def _announce(options, network, preparation, training, held, log, comm):
+    positives = sum(len(each.positives) for each in training)
+    log.record("start", job="pick-train", output=str(options.output), input=str(options.input), ranks=comm.size,
+               options=options.as_dict())
+    log.line(f"pick-train   {options.output}   {network.name}: {network.n_parameters:,} parameters, box {network.box} "
+             f"px of {preparation.pixel_size:.3g} Å")
+    log.line(f"{len(training)} micrographs with {positives:,} labelled particles to train on, {held} held back   "
+             f"{comm.size} rank{'s' if comm.size > 1 else ''}")
+
+
+def load_labels(options, preparation, log, *, comm):
+    """LabelledMicrographs of a pick-train job, the same on every rank; those without labels or that cannot be used are
+    told and left out. Collective. JobError if there are too few labels."""
+    listed = list_micrographs(options.input)
+    labels = []
+    for number in range(len(listed)):
+        found, problem = None, None
+        if number % comm.size == comm.rank:
+            try:
+                found = _labelled(listed, number, options, preparation)
+            except BadMicrographError as error:
+                problem = str(error)
+            except JobError as error:
+                problem = error
+        found, problem = comm.bcast((found, problem), root=number % comm.size)
+        if isinstance(problem, JobError):
+            raise problem
+        if problem:
+            log.line(f"left out   {problem}")
+        elif found is not None:
+            labels.append(found)
+    positives = sum(len(each.positives) for each in labels)
+    if positives < LEAST_POSITIVES:
+        raise JobError(f"{options.coordinates}: found {positives} labelled particles for the {len(listed)} micrographs "
+                       f"of {options.input}; expected at least {LEAST_POSITIVES}; the files must have the "
+                       "micrographs' names, such as mic1.star for mic1.mrc")
+    return labels
+
+
+def _labelled(listed, number, options, preparation):
+    """LabelledMicrograph, or None if there is no coordinate file."""
+    stem = Path(listed.names[number]).stem
+    path = find_coordinates(options.coordinates, stem)
+    if path is None:
+        return None
+    micrograph = listed.read(number, options.pixel_size)
+    height = micrograph.image.shape[0]
+    image = preparation.apply(micrograph)
+    scale = np.array(image.shape) / micrograph.image.shape
+
+    def places(folder):
+        found = find_coordinates(folder, stem) if folder else None
+        return read_coordinates(found, upwards=height if options.y_axis == "up" else None) if found else None
+
+    positives, negatives, ignored = (places(folder) for folder in (
+        options.coordinates, options.negatives, options.ignore))
+    expected = options.expected_particles
+    return LabelledMicrograph(
+        image, positives.places * scale,
+        negatives.places * scale if negatives else np.zeros((0, 2)),
+        np.column_stack([ignored.places * scale, ignored.radius * scale[0]]) if ignored else np.zeros((0, 3)),
+        max(0.0, expected - len(positives)) if expected else 0.0)
+
+
+def _threshold(picker, labels, options):
+    """(threshold, Counts) of the largest F_β on labelled micrographs."""
+    radius = options.match_radius * options.diameter / picker.preparation.pixel_size
+    scored = []
+    for each in labels:
+        picks = picker.pick_prepared(Micrograph(Path(), each.image, picker.preparation.pixel_size), each.image)
+        scored.append((np.stack([picks.y, picks.x], axis=1), picks.score, each.positives, each.ignored))
+    return best_threshold(scored, radius, options.f_beta, THRESHOLDS)
