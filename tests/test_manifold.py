@@ -1,5 +1,6 @@
 """Manifold learning: kernels against their twins, EM against theory and ugtm, and the same bits on any ranks."""
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from vitrea.engine.selection import (
     tried,
     usual_beginnings,
 )
-from vitrea.engine.starts import analyse, at_random, from_components, from_references, in_order, put_in_order
+from vitrea.engine.starts import analyse, at_random, bent, from_components, from_references, in_order, put_in_order
 from vitrea.kernels import manifold as kernels
 from vitrea.kernels.embedding import HalfPlane, shell_power
 
@@ -358,6 +359,40 @@ def test_the_latent_mean_of_a_closed_chain_goes_across_the_seam():
     model = started(lattice, particles, y)
     latent = assign(Expectation(particles, model), slice(0, 4)).latent[:, 0]
     np.testing.assert_allclose(latent, 8.5, atol=1e-4)
+
+
+def test_starts_lie_where_they_say_on_the_components():
+    plane = HalfPlane(20, 7)
+    particles, _ = simulated(plane, arc(plane, 40), 500)
+    components, beta = analyse(particles, 3, comm=ALONE)
+
+    def coordinates(model):
+        inside = ((model.y - components.mean) * components.metric) @ components.vectors
+        return inside / np.sqrt(components.eigenvalues - 1.0)
+
+    line = coordinates(from_components(chain(7), particles.layout, components, beta))
+    np.testing.assert_allclose(line[:, 1:], 0, atol=1e-8)
+    np.testing.assert_allclose(np.diff(line[:, 0]), np.sqrt(3.0) / 3.0)
+    curved = coordinates(bent(chain(7), particles.layout, components, beta))
+    np.testing.assert_allclose(curved[[0, 3, 6], :2] / np.sqrt(2.0), [[-1, 1], [0, -1], [1, 1]], atol=1e-8)
+    ring = coordinates(from_components(chain(7, periodic=True), particles.layout, components, beta))
+    np.testing.assert_allclose(np.hypot(ring[:, 0], ring[:, 1]), np.sqrt(2.0))
+
+
+def test_held_out_particles_are_a_fair_draw_that_does_not_depend_on_the_share():
+    whole = hold_out(np.arange(20000), 0.1, seed=4)
+    assert abs(whole.mean() - 0.1) < 0.01
+    np.testing.assert_array_equal(hold_out(np.arange(5000, 9000), 0.1, seed=4), whole[5000:9000])
+    assert abs(np.mean(whole & hold_out(np.arange(20000), 0.1, seed=5)) - 0.01) < 0.004
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_blocks_are_the_same_pieces_of_the_rows_on_any_number_of_ranks(size):
+    pieces = []
+    for rank in range(size):
+        rows, starts = cut(1000, rank=rank, size=size, block=300)
+        pieces += [rows[a:b].tolist() for a, b in pairwise(starts)]
+    assert pieces == [list(range(a, min(a + 300, 1000))) for a in range(0, 1000, 300)]
 
 
 # Annealing and selection
