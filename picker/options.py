@@ -7,10 +7,10 @@ from vitrea.engine.options import JobOptions, key
 
 MICROGRAPHS = "the micrographs: a STAR file of RELION, a folder, one .mrc, or a pattern such as 'mics/*.mrc'"
 NETWORK_CHOICES = {
-    "vitrea": "made for CPUs: 48 px boxes, rectified maps, normalisation folded in",
-    "deepem-64": "DeepEM's eight layers for 64 px boxes",
-    "deepem-klh": "DeepEM's eight layers as published for KLH, 272 px boxes; slow to train",
-    "deepem-19s": "DeepEM's eight layers as published for the 19S particle, 160 px boxes; slow to train",
+    "vitrea": "made for CPUs: boxes of 48 px, rectified maps",
+    "deepem-64": "DeepEM's eight layers for boxes of 64 px",
+    "deepem-klh": "DeepEM's layers for KLH, 272 px; slow to train",
+    "deepem-19s": "DeepEM's layers for the 19S particle, 160 px; slow to train",
 }
 Y_CHOICES = {"down": "from the first row stored, as RELION and EMAN count", "up": "from the last row stored"}
 
