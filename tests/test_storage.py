@@ -302,7 +302,7 @@ def test_the_streaming_benchmark_compares_the_results_and_tells_memory_disk_and_
     told = streaming.told(records)
     assert "same run_data.star" in told
     assert told.count("\n| 150") == 2
-    monkeypatch.setattr(streaming, "classify", lambda folder, keys, name: different(folder / name))
+    monkeypatch.setattr(streaming, "observe", lambda folder, name, keys: different(folder / name))
     with pytest.raises(SystemExit, match="differs between particles in memory"):
         list(streaming._both(tmp_path, "stack_n150", 150))
 
@@ -311,4 +311,4 @@ def different(folder):
     """A finished run whose result is not that of another storage."""
     records = read_records(folder / "record.jsonl")
     (folder / "run_data.star").write_text(folder.name)
-    return SimpleNamespace(memory=1, cpu_seconds=1.0), records
+    return SimpleNamespace(memory=1, cpu_seconds=1.0), [{"cpu_iterating": 1.0}], records
