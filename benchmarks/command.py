@@ -21,6 +21,7 @@ examples:
   vitrea bench estep --classes 200 --rotations 240 --shifts 21 --rings 39 --json
   vitrea bench kernels --plot roofline.png
   vitrea bench scan --network deepem-klh --side 2048 --pixel-size 2.2 --diameter 400 --orientations 1
+  vitrea bench picker --set klh --json
   vitrea bench run --particles 2000 --classes 20 --ranks 2
   vitrea new bench > scaling.yaml; vitrea bench scaling.yaml
   vitrea bench peers --particles 1000 --classes 10
@@ -48,6 +49,8 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     _add_sizes(every)
     every.set_defaults(names=list(SUMMARY))
     _add_scan(_add(commands, parser, "scan", "the picker: a micrograph file to coordinates", _scan))
+    _add_picker(_add(commands, parser, "picker", "the picker on real micrographs, against centres set by hand",
+                     _picker))
     _add_run(_add(commands, parser, "run", "a whole run of classify2d on a simulated stack", _run))
     _add_startup(_add(commands, parser, "startup", "fresh processes: to the help, to the first iteration", _startup))
     _add_scaling(_add(commands, parser, "scaling", "a scaling study: vitrea bench STUDY.yaml", _scaling))
@@ -90,6 +93,15 @@ def _add_scan(parser):
     add("--seed", type=int, default=0, metavar="S", help="start of every random draw (default 0)")
     add("--n", type=whole, default=5, metavar="N", help="runs under the clock, after a warm-up (default 5)")
     add("--quick", action="store_true", help="limits of the machine from small arrays: for tests only")
+    _add_output(parser)
+
+
+def _add_picker(parser):
+    add = parser.add_argument
+    add("--set", required=True, choices=("klh", "apoferritin", "betagal"), help="real micrographs of VITREA_DATA")
+    add("--network", default="vitrea", metavar="PRESET", help="network and its recipe (default vitrea)")
+    add("--seed", type=int, default=0, metavar="S", help="start of every random draw (default 0)")
+    add("--steps", type=whole, metavar="N", help="steps of training (default: the recipe's)")
     _add_output(parser)
 
 
@@ -221,6 +233,16 @@ def _scan(arguments):
     sizes = ScanSizes(arguments.network, arguments.side, arguments.pixel_size, arguments.diameter,
                       arguments.orientations, arguments.seed)
     record = measure("scan", sizes, Effort(arguments.n, **(QUICK if arguments.quick else {})))
+    keep(arguments.records, record)
+    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
+    return 0
+
+
+def _picker(arguments):
+    from vitrea.benchmarks.picking import measure, told
+    from vitrea.benchmarks.records import keep
+
+    record = measure(arguments.set, arguments.network, arguments.seed, arguments.steps)
     keep(arguments.records, record)
     print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
     return 0

@@ -17,13 +17,15 @@ GIVEN_SHARE = 0.5        # of the background tiles that are drawn around given n
 @dataclass(frozen=True)
 class LabelledMicrograph:
     """A prepared image float32[h, w] with labels in its pixels: positives and negatives float[n, 2] (y, x), ignored
-    float[n, 3] (y, x, radius), and how many particles it holds that are not labelled, as far as is known."""
+    float[n, 3] (y, x, radius), how many particles it holds that are not labelled, as far as is known, and the width of
+    the margin [px] along its edges where nobody labelled."""
 
     image: np.ndarray
     positives: np.ndarray
     negatives: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     ignored: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     unlabelled: float = 0.0
+    margin: float = 0.0
     coefficients: np.ndarray = field(init=False)
 
     def __post_init__(self):
@@ -105,7 +107,8 @@ class Sampler:
         if len(micrograph.ignored):
             apart = np.hypot(*(places[:, None] - micrograph.ignored[None, :, :2]).transpose(2, 0, 1))
             weight &= ~(apart < micrograph.ignored[:, 2]).any(axis=1)
-        inside = ((places > -0.5) & (places < np.array(micrograph.image.shape) - 0.5)).all(axis=1)
+        edge = micrograph.margin - 0.5
+        inside = ((places > edge) & (places < np.array(micrograph.image.shape) - 1 - edge)).all(axis=1)
         shape = (self.outputs, self.outputs)
         return target.astype(np.float32).reshape(shape), (weight & inside).astype(np.float32).reshape(shape)
 

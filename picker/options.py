@@ -40,6 +40,8 @@ class PickTrainOptions(MicrographOptions):
     expected_particles: float | None = key(
         "particles on a micrograph, labelled or not; the others are allowed for", None, above=0,
         null_means="all are labelled", example=200.0, section="labels")
+    edge_margin: float = key("width along the edges where nobody labelled, and nothing is learned", 0.0, unit="Å",
+                             minimum=0, section="labels")
     holdout: float = key("fraction of the micrographs that is not trained on, but decides the threshold", 0.2,
                          minimum=0, maximum=0.8, section="labels")
 
@@ -70,6 +72,7 @@ class PickOptions(MicrographOptions):
                                                  section="picking")
     min_distance: float | None = key("least distance of two picks", None, unit="Å", above=0, null_means="the model's",
                                      example=120.0, section="picking")
+    edge_margin: float = key("picks nearer to an edge are left out", 0.0, unit="Å", minimum=0, section="picking")
     invert_contrast: bool = key("the micrographs have the opposite contrast to those the model learned from", False,
                                 section="picking")
     eman_box: int | None = key("also write EMAN .box files with boxes of this size", None, unit="px", minimum=1,

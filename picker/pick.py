@@ -23,6 +23,13 @@ class Picks:
     def __len__(self):
         return len(self.x)
 
+    def inside(self, margin, shape):
+        """The picks further than `margin` px from the edges of a micrograph of `shape` (height, width)."""
+        height, width = shape
+        apart = np.min([self.x, self.y, width - 1 - self.x, height - 1 - self.y], axis=0)
+        kept = apart >= margin if margin else np.ones(len(self), dtype=bool)
+        return Picks(self.x[kept], self.y[kept], self.score[kept], self.edge[kept])
+
 
 @dataclass(frozen=True)
 class Picker:

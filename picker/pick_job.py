@@ -135,6 +135,7 @@ def _scan_one(options, listed, number, picker, plans, comm):
             plans.clear()   # one plan at a time: micrographs of a session have one shape
             plans[prepared.shape] = picker.planned(prepared.shape)
         picks = picker.pick_prepared(micrograph, prepared, plans[prepared.shape])
+        picks = picks.inside(options.edge_margin / micrograph.pixel_size, micrograph.image.shape)
         path = candidates_path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_coordinates(path, picks.x, picks.y, picks.score)

@@ -144,7 +144,8 @@ def _labelled(listed, number, options, preparation):
         image, positives.places * scale,
         negatives.places * scale if negatives else np.zeros((0, 2)),
         np.column_stack([ignored.places * scale, ignored.radius * scale[0]]) if ignored else np.zeros((0, 3)),
-        max(0.0, expected - len(positives)) if expected else 0.0)
+        unlabelled=max(0.0, expected - len(positives)) if expected else 0.0,
+        margin=options.edge_margin / preparation.pixel_size)
 
 
 def _threshold(picker, labels, options):
@@ -153,5 +154,6 @@ def _threshold(picker, labels, options):
     scored = []
     for each in labels:
         picks = picker.pick_prepared(Micrograph(Path(), each.image, picker.preparation.pixel_size), each.image)
+        picks = picks.inside(each.margin, each.image.shape)
         scored.append((np.stack([picks.y, picks.x], axis=1), picks.score, each.positives, each.ignored))
     return best_threshold(scored, radius, options.f_beta, THRESHOLDS)

@@ -1,0 +1,63 @@
+"""`vitrea bench picker` on a set made up here: what it trains on, what it scores, and what it says."""
+import json
+
+import numpy as np
+import pytest
+
+from vitrea.benchmarks.picking import _splits
+from vitrea.jobs.cli import main
+
+PREPARE = '''\
+"""Five micrographs with dark discs, as prepare.py would write them."""
+import mrcfile
+import numpy as np
+
+
+def prepare(name, out):
+    for part in ("micrographs", "coordinates", "ignore"):
+        (out / name / part).mkdir(parents=True)
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        cells = random.permutation(25)[:8]
+        y0, x0 = cells // 5 * 40.0 + 20 + random.uniform(-4, 4, 8), cells % 5 * 40.0 + 20 + random.uniform(-4, 4, 8)
+        y, x = np.mgrid[:200, :200]
+        image = random.normal(100, 8, size=(200, 200))
+        for a, b in zip(y0, x0):
+            image -= 16 / (1 + np.exp(np.hypot(y - a, x - b) - 11))
+        with mrcfile.new(out / name / "micrographs" / f"m{seed}.mrc", data=image.astype(np.float32)) as file:
+            file.voxel_size = 6.0
+        rows = "".join(f"{b} {a} particle\\n" for a, b in zip(y0[1:], x0[1:]))
+        head = "data_\\n\\nloop_\\n_rlnCoordinateX #1\\n_rlnCoordinateY #2\\n_vitreaTruth #3\\n"
+        (out / name / "coordinates" / f"m{seed}.star").write_text(head + rows)
+        (out / name / "ignore" / f"m{seed}.csv").write_text(f"x,y,radius\\n{x0[0]},{y0[0]},25\\n")
+'''
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VITREA_DATA", str(tmp_path))
+
+
+def test_the_record_tells_f1_of_micrographs_that_were_not_trained_on(tmp_path, capsys):
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    assert main(["bench", "picker", "--set", "apoferritin", "--steps", "40", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["splits"][0]["tested"] == ["m3", "m4"]
+    # A particle in a disc that is ignored counts for nothing: there are seven to be found on each micrograph.
+    assert record["splits"][0]["true"] + record["splits"][0]["missed"] == 14
+    assert record["f1"] > 0.8
+    assert min(record["precision"], record["recall"]) > 0.6
+    assert record["f1"] == pytest.approx(np.mean([split["f1"] for split in record["splits"]]))
+    assert record["train_cpu_seconds"] > record["pick_cpu_seconds"] > 0
+    assert (tmp_path / "bench.jsonl").exists()
+
+
+def test_all_but_one_in_turn():
+    assert _splits(["a", "b", "c"], 0) == [(["b", "c"], ["a"]), (["a", "c"], ["b"]), (["a", "b"], ["c"])]
+    assert _splits(["a", "b", "c"], 2) == [(["a", "b"], ["c"])]
+
+
+def test_missing_data_are_told(capsys):
+    assert main(["bench", "picker", "--set", "klh"]) == 2
+    assert "found no prepare.py; expected the real micrographs; set VITREA_DATA" in capsys.readouterr().err
