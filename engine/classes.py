@@ -101,16 +101,16 @@ def resolved(model):
     return int(below[0]) if len(below) else model.ssnr.shape[1]
 
 
-def reseed(run, model, totals, support, iteration):
+def reseed(run, model, class_weight, assigned, support, iteration):
     """Give classes that lost their support half of the members of the largest: (Model, {new class: old class}).
     Collective; one message, of a size that depends on the number of re-seeded classes only, and none without any.
 
-    A class with less than `support` even shares of the weight is replaced by the average, at their best poses, of a
-    random half of the particles of a class that holds more than WORTH_SPLITTING shares; EM then finds out whether the
-    two differ.
+    A class with less than `support` even shares of class_weight float64[K] is replaced by the average, at their best
+    poses, of a random half of the particles of a class that holds more than WORTH_SPLITTING shares; EM then finds out
+    whether the two differ. assigned [K]: how many particles each class has.
     """
-    share = totals.class_weight / totals.class_weight.sum() * model.n_classes
-    pairs = _splits(share.copy(), totals.assigned.astype(np.int64), support)
+    share = class_weight / class_weight.sum() * model.n_classes
+    pairs = _splits(share, assigned.astype(np.int64), support)
     if not pairs:
         return model, {}
     grid = run.geometry.grid.with_rings(model.rings)

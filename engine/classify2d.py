@@ -37,12 +37,13 @@ QUIET_ITERATIONS = 3          # iterations without news after which a run has co
 STILL_FALLING = 0.95          # a smaller fraction of class changes than this times the least so far is news
 LEAST_ITERATIONS = 6           # full passes, unless mini-batches went before
 LEAST_AFTER_BATCHES = 2
+WORTH_A_PASS = 1.0            # nats a particle: a full pass after mini-batches that brings less brings no news
 CENTRING_PASSES = 6
 STEADY_CHANGE = 0.15          # a larger fraction of class changes is never called converged, however steady
 FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
 BATCH_A_CLASS, LEAST_BATCH = 50, 2000
-LEAST_SHARE = 1.0 / 16.0      # of a block that a mini-batch takes: a block costs its sums, however few its particles
+LEAST_SHARE = 1.0 / 4.0       # of a block that a mini-batch takes: a block costs its sums, however few its particles
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class State:
 
     iteration counts both stages; in_stage the iterations of the present one; quiet those without news: no re-seeding,
     no gain in resolution, and class changes below the limit or no longer falling (classes that share a view swap
-    particles for ever). running, effective: averaged sums of online EM and how many particles they are worth.
+    particles for ever); after mini-batches no gain in log_likelihood [nats a particle]. running, effective: averaged
+    sums of online EM and how many particles they are worth.
     """
 
     model: Model
@@ -60,6 +62,7 @@ class State:
     in_stage: int = 0
     quiet: int = 0
     least_changed: float = 1.0
+    log_likelihood: float = -np.inf
     batches_for_all: int = 1
     marching: bool = True
     running: Totals | None = None
@@ -106,6 +109,8 @@ def run(options, *, resume, comm):
 def _why_ended(state):
     """For the log: whether the run converged, and by what sign, or used up its iterations."""
     if settled(state):
+        if _after_batches(state):
+            return f"converged: a pass without re-seeding or finer rings gained less than {WORTH_A_PASS:g} nat a particle"
         return f"converged: {QUIET_ITERATIONS} passes without re-seeding or finer rings, class changes small or steady"
     return f"max_iterations reached, not converged: {state.least_changed:.1%} of the particles still change class"
 
@@ -223,14 +228,25 @@ def finished(options, state):
     """Whether a full-pass state has converged or used up its iterations."""
     if state.stage != "full":
         return False
-    least = LEAST_AFTER_BATCHES if state.iteration > state.in_stage else LEAST_ITERATIONS
+    least = LEAST_AFTER_BATCHES if _after_batches(state) else LEAST_ITERATIONS
     return state.in_stage >= options.max_iterations or (settled(state) and state.in_stage >= least)
 
 
 def settled(state):
     """Whether enough iterations brought no news. A mini-batch sees few particles, so it takes as many as cover them
-    all once."""
-    return state.quiet >= max(QUIET_ITERATIONS, state.batches_for_all)
+    all once; after mini-batches, whose average EM has long converged, one full pass without news is enough."""
+    return state.quiet >= _quiet_needed(state)
+
+
+def _quiet_needed(state):
+    if state.stage == "minibatch":
+        return max(QUIET_ITERATIONS, state.batches_for_all)
+    return 1 if _after_batches(state) else QUIET_ITERATIONS
+
+
+def _after_batches(state):
+    """Whether mini-batches went before the present full passes."""
+    return state.stage == "full" and state.iteration > state.in_stage
 
 
 def iterate(run, state):
@@ -324,7 +340,12 @@ def _advanced(run, state, totals):
     changes = {}
     if _may_reseed(run.options, state):
         support = classes.EARLY_SUPPORT if state.marching else classes.LATE_SUPPORT
-        model, changes = classes.reseed(run, model, totals, support, state.iteration)
+        weights = (state.running or totals).class_weight
+        model, changes = classes.reseed(run, model, weights, totals.assigned, support, state.iteration)
+    if changes and state.running:
+        grid = run.geometry.grid.with_rings(before)
+        references = run.geometry.grid.crop(model.references, grid)
+        state = replace(state, running=state.running.split(changes, references, grid))
     if run.options.center_classes and _centring(run.options, state):
         model = classes.centre(run, model)
     rings = min(classes.resolved(model) + RING_MARGIN, before + RING_MARGIN, run.geometry.grid.n_rings)
@@ -333,10 +354,16 @@ def _advanced(run, state, totals):
     changed = totals.changed / totals.particles
     least = 1.0 if changes else state.least_changed
     falling = changed < STILL_FALLING * least
-    settling = changed > STEADY_CHANGE or (changed > run.options.convergence_change and falling)
+    likelihood = totals.log_likelihood / totals.particles
+    if state.stage == "minibatch":
+        settling = False   # particles are met again only after an epoch: what changes then says little
+    elif _after_batches(state):
+        settling = likelihood > state.log_likelihood + WORTH_A_PASS
+    else:
+        settling = changed > STEADY_CHANGE or (changed > run.options.convergence_change and falling)
     news = bool(changes) or rings > before or settling
     state = replace(state, model=model, marching=marching, quiet=0 if news else state.quiet + 1,
-                    least_changed=1.0 if changes else min(changed, least),
+                    least_changed=1.0 if changes else min(changed, least), log_likelihood=likelihood,
                     iteration=state.iteration + 1, in_stage=state.in_stage + 1)
     if state.stage == "minibatch" and (state.in_stage >= run.options.minibatch_iterations or settled(state)):
         state = replace(state, stage="full", in_stage=0, quiet=0, least_changed=1.0, batches_for_all=1, running=None)
@@ -360,7 +387,7 @@ def _centring(options, state):
 def _may_be_last(options, state):
     """Whether the run may end with this pass, whose poses are then written."""
     return state.stage == "full" and (
-        state.in_stage + 1 >= options.max_iterations or state.quiet + 1 >= QUIET_ITERATIONS)
+        state.in_stage + 1 >= options.max_iterations or state.quiet + 1 >= _quiet_needed(state))
 
 
 def _planned(options, state):
@@ -433,6 +460,7 @@ def _save(run, state):
             "in_stage",
             "quiet",
             "least_changed",
+            "log_likelihood",
             "batches_for_all",
             "marching",
             "effective",
@@ -466,6 +494,7 @@ def _restore(run):
         int(kept["in_stage"]),
         int(kept["quiet"]),
         float(kept["least_changed"]),
+        float(kept["log_likelihood"]),
         int(kept["batches_for_all"]),
         bool(kept["marching"]),
         running,

@@ -119,6 +119,17 @@ class Totals:
         """All sums multiplied by a number."""
         return Totals(*(factor * array for array in self.arrays()))
 
+    def split(self, changes, references, grid):
+        """The sums of classes after re-seeding, {new class: old class}: half of the old one's weight, and data that
+        give the new references complex64[K, size] back. Otherwise the memory of a running average would undo it."""
+        data, ctf2, weight = self.data.copy(), self.ctf2.copy(), self.class_weight.copy()
+        for new, old in changes.items():
+            data[old], ctf2[old], weight[old] = 0.5 * data[old], 0.5 * ctf2[old], 0.5 * weight[old]
+            ctf2[new], weight[new] = 0.0, weight[old]
+            ctf2[new, 0] = ctf2[old, 0]
+            data[new] = references[new] * ctf2[new, 0][grid.ring_of]
+        return replace(self, data=data, ctf2=ctf2, class_weight=weight)
+
     def blend(self, other, rate):
         """(1 − rate)·self + rate·other: the running average of online EM (Cappé & Moulines 2009)."""
         mixed = [(1.0 - rate) * a + rate * b for a, b in zip(self.arrays(), other.arrays())]

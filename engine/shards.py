@@ -1,7 +1,8 @@
 """A rank's particles as angular harmonics: read once, masked, transformed, multiplied by their CTF, and kept.
 
-The particles are cut into blocks by optics group and row, from the data alone; ranks are dealt whole, neighbouring
-blocks. What is computed in a block is computed the same way on whichever rank it lies, which is why results do not
+The particles of an optics group are dealt to blocks in runs of neighbours, in an order drawn from their number alone:
+a block is then a fair sample of the data, however the file is sorted, and is still read in pieces. Ranks are dealt
+whole blocks. What is computed in a block is computed the same way on whichever rank it lies, so results do not
 depend on the number of ranks.
 """
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from vitrea.kernels.mask import disc_image
 from vitrea.kernels.packed import PackedTable
 from vitrea.kernels.polar import PolarTransform, complete_rings, rings_to_table
 
-BATCH = 16                # images transformed at once
+BATCH = 16                # images transformed at once, and rows of a run of neighbours
 LARGEST_BLOCK = 512       # particles: large enough for matrix products
 SMALLEST_BLOCK = 64
 BLOCKS_WANTED = 16        # for small data: so that several ranks and threads find work
@@ -33,14 +34,18 @@ class Block:
 
 
 def make_blocks(optics_index, block_size=None):
-    """Cut the rows of each optics group into blocks: a list in the order of groups, then rows."""
+    """Deal the rows of each optics group to blocks of at most `block_size`: a list in the order of groups."""
     n = len(optics_index)
     size = block_size or int(np.clip(-(-n // BLOCKS_WANTED), SMALLEST_BLOCK, LARGEST_BLOCK))
+    run = min(BATCH, size)
     blocks = []
     for group in np.unique(optics_index):
         rows = np.flatnonzero(optics_index == group)
-        pieces = np.array_split(rows, max(1, -(-len(rows) // size)))
-        blocks += [Block(len(blocks) + i, int(group), piece) for i, piece in enumerate(pieces)]
+        runs = np.array_split(rows, np.arange(run, len(rows), run))
+        order = np.random.Generator(np.random.Philox(len(rows))).permutation(len(runs))
+        hands = np.array_split(order, -(-len(runs) // (size // run)))
+        blocks += [Block(len(blocks) + i, int(group), np.concatenate([runs[j] for j in np.sort(hand)]))
+                   for i, hand in enumerate(hands)]
     return blocks
 
 
