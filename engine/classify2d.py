@@ -110,7 +110,7 @@ def _why_ended(state):
     """For the log: whether the run converged, and by what sign, or used up its iterations."""
     if settled(state):
         if _after_batches(state):
-            return f"converged: a full pass without re-seeding or finer rings gained under {WORTH_A_PASS:g} nat a particle"
+            return f"converged: a pass without re-seeding or finer rings, under {WORTH_A_PASS:g} nat a particle gained"
         return f"converged: {QUIET_ITERATIONS} passes without re-seeding or finer rings, class changes small or steady"
     return f"max_iterations reached, not converged: {state.least_changed:.1%} of the particles still change class"
 
