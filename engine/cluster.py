@@ -47,7 +47,7 @@ def run(options, *, resume, comm):
 
     Writes the files of docs/formats.md. Raises JobError for a user's mistake (on all ranks).
     """
-    with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
+    with threadpool_limits(1), StopRequest(comm=comm) as stop, open_log(options, comm) as log:
         begun = _prepare(options, stop, log, comm)
         if begun is None:
             log.tell("stopped", reason=stop.reason)
@@ -60,26 +60,26 @@ def run(options, *, resume, comm):
         return "done"
 
 
-def _open_log(options, comm):
-    return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
-
-
 def _prepare(options, stop, log, comm):
     table = read_table(options, comm=comm)
-    planned = plan_cluster(options, table, comm.size)
-    _announce(options, table, planned, log, comm)
+    tell_start("cluster", options, table, plan_cluster, log, comm)
     geometry = make_posed_geometry(table, options)
     shard = read_posed(table, options, geometry, stop, log, comm=comm)
     return None if shard is None else Run(options, table, geometry, shard, log, stop, comm)
 
 
-def _announce(options, table, planned, log, comm):
-    nodes = node_count(comm)
-    log.tell("start", job="cluster", output=str(options.output), input=str(options.input), host=platform.node(),
+def open_log(options, comm):
+    """The run's log on rank 0, one that keeps nothing elsewhere."""
+    return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
+
+
+def tell_start(job, options, table, planner, log, comm):
+    """Tell what is run, on which particles, by how many ranks, and what it will take. Collective."""
+    planned, nodes = planner(options, table, comm.size), node_count(comm)
+    log.tell("start", job=job, output=str(options.output), input=str(options.input), host=platform.node(),
              process=os.getpid(), version=importlib.metadata.version("vitrea"), mpi=library_name(), ranks=comm.size,
-             nodes=nodes,
-             threads=options.threads, particles=len(table), n_classes=options.n_classes, box_size=planned.box_size,
-             pixel_size=planned.pixel_size, voltage=table.optics[0].voltage,
+             nodes=nodes, threads=options.threads, particles=len(table), n_classes=options.n_classes,
+             box_size=planned.box_size, pixel_size=planned.pixel_size, voltage=table.optics[0].voltage,
              memory_per_rank=planned.memory_per_rank_bytes, options=options.as_dict())
     log.line(f"{planned.components:,} components of each particle, to {planned.resolution:.1f} Å")
 
@@ -187,7 +187,7 @@ def _reached(options, state):
     return {"total": state.iteration, "iteration": state.iteration, "of": options.max_iterations, "stage": state.stage}
 
 
-def _identity(run):
+def identity(run):
     """What must not change between a run and its continuation."""
     digest = hashlib.sha256(np.ascontiguousarray(run.table.psi).tobytes()).hexdigest()
     return {"fingerprint": fingerprint(run.table, run.options), "psi": f"digest {digest[:8]}"}
@@ -198,12 +198,12 @@ def _save(run, state):
     if run.comm.rank == 0:
         arrays = {name: np.char.encode(array) if array.dtype.kind == "U" else array
                   for name, array in annealing.state_arrays(state).items()}
-        write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, _identity(run))
+        write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, identity(run))
 
 
 def _restore(run):
     """The State of the last checkpoint. Collective."""
-    arrays, _ = read_checkpoint(run.options.output / CHECKPOINT_NAME, _identity(run))
+    arrays, _ = read_checkpoint(run.options.output / CHECKPOINT_NAME, identity(run))
     state = annealing.state_from_arrays(arrays)
     run.log.tell("resumed", **_reached(run.options, state))
     return state

@@ -1,8 +1,9 @@
 """What a cluster job will need before it starts: components, memory, disk."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vitrea.engine.errors import JobError
-from vitrea.engine.plan import BYTES_A_PARTICLE, BYTES_A_ROW, PROGRAM_BYTES, STAR_BYTES_A_ROW
+from vitrea.engine.options import Classify2dOptions, options_of
+from vitrea.engine.plan import BYTES_A_PARTICLE, BYTES_A_ROW, PROGRAM_BYTES, STAR_BYTES_A_ROW, plan
 from vitrea.engine.posed import block_size, make_posed_geometry, require_poses
 
 MODEL_COPIES = 10   # of the class averages: nodes, the best so far, sums, half-sets, the message between ranks
@@ -38,6 +39,23 @@ class ClusterPlan:
 def plan_cluster(options, table, n_ranks):
     """ClusterPlan of a cluster job on `n_ranks`; JobError if it cannot work."""
     require_poses(table)
+    return _planned(options, table, n_ranks)
+
+
+def plan_deep2d(options, table, n_ranks):
+    """ClusterPlan of a deep2d job: the memory is that of the stage that takes more; JobError if it cannot work."""
+    planned = _planned(options, table, n_ranks)
+    aligning = plan(alignment(options, options.output), table, n_ranks)
+    return replace(planned, memory_per_rank_bytes=max(planned.memory_per_rank_bytes, aligning.memory_per_rank_bytes))
+
+
+def alignment(options, folder):
+    """The Classify2dOptions of the first stage of a deep2d job, to run in `folder`."""
+    names = (options_of(Classify2dOptions).keys() & options_of(type(options)).keys()) - {"output", "max_resolution"}
+    return Classify2dOptions(output=folder, **{name: getattr(options, name) for name in names})
+
+
+def _planned(options, table, n_ranks):
     if options.n_classes > len(table):
         raise JobError(
             f"n_classes: {options.n_classes} classes, but {table.path} holds {len(table)} particles; expected no more "

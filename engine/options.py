@@ -330,6 +330,52 @@ class ClusterOptions(JobOptions):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deep2dOptions(JobOptions):
+    """The keys of `job: deep2d`: those of classify2d that matter for its first stage, and of the fine search."""
+
+    n_classes: int = key("number of classes that the particles are first aligned to; few: 10 to 50",
+                         minimum=1, example=20, section="job")
+    particle_diameter: float = key("diameter of the circular mask; a little more than the particle's longest axis",
+                                   unit="Å", above=0, example=180.0, section="job")
+    seed: int = key("start of every random draw; one seed, one result, on any number of ranks", 0,
+                    minimum=0, section="job")
+
+    ctf: str = key("how the contrast transfer function enters", "full", choices=CTF_CHOICES, section="particles")
+    normalise: str = key("what to do about the particles' normalisation", "check", choices=NORMALISE_CHOICES,
+                         section="particles")
+    invert_contrast: bool = key("particles are dark on bright; turn them round", False, section="particles")
+    skip_limit: float = key("fraction of bad images (unreadable, not finite) that is set aside; more stop the run",
+                            0.01, minimum=0, maximum=1, section="particles")
+
+    least_particles: int = key("particles a class must keep: no split leaves fewer in either part", 30, minimum=10,
+                               section="model")
+    max_resolution: float | None = key("finest resolution used in the fine search", None, unit="Å", above=0,
+                                       null_means="10 Å, or where the pixels end", example=12.0, section="model")
+    tau2_fudge: float = key("weight of the data against the prior while aligning, RELION's T", 2.0, above=0,
+                            section="model")
+    mask_edge: float = key("width of the mask's soft edge", 5.0, unit="px", minimum=0, section="model")
+
+    psi_step: float = key("coarse step of the in-plane angle; the fine step is half of it", 6.0, unit="degrees",
+                          minimum=0.5, maximum=45, section="search")
+    offset_range: float = key("largest shift searched, in both directions, in pixels of the input", 5.0, unit="px",
+                              minimum=0, section="search")
+    offset_step: float = key("coarse step of the shift, in pixels of the input; the fine step is half of it", 2.0,
+                             unit="px", minimum=0.25, section="search")
+
+    max_iterations: int = key("full passes of the alignment, at most", 30, minimum=1, section="iterations")
+
+    threads: int = key("threads a rank of the alignment; the result does not depend on it", 1, minimum=1,
+                       resumable=True, section="machine")
+    memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
+                                     null_means="no limit", example=8.0, resumable=True, section="machine")
+
+    @property
+    def held_out(self) -> float:
+        """Of the particles as they are read: none; every class holds out its own."""
+        return 0.0
+
+
 def near_cube(n: int, axes: int) -> tuple[int, ...]:
     """The `axes` factors of n, each at least 2 (one axis: any n), that are most alike, smallest first; () if none."""
     if axes == 1:

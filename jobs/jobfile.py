@@ -22,6 +22,7 @@ from vitrea.engine.options import (
     SECTIONS,
     Classify2dOptions,
     ClusterOptions,
+    Deep2dOptions,
     JobOptions,
     Option,
     OptionError,
@@ -80,6 +81,13 @@ JOBS = {
             ClusterOptions,
             "vitrea.engine.cluster:run",
             "vitrea.engine.cluster_plan:plan_cluster",
+        ),
+        JobType(
+            "deep2d",
+            "particle images to few classes, and these split for as long as it pays",
+            Deep2dOptions,
+            "vitrea.engine.deep2d:run",
+            "vitrea.engine.cluster_plan:plan_deep2d",
         ),
         JobType(
             "pick-train",

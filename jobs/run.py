@@ -24,6 +24,7 @@ RUN_FILES = (JOB_NAME, LINES_NAME, RECORDS_NAME, CHECKPOINT_NAME, "run_data.star
 RESULTS = {
     "classes.png": "the class averages, largest first",
     "latent_map.png": "the class averages at their places on the latent grid",
+    "class_tree.star": "which class was split into which, and what it was worth",
     "run_data.star": "class, angle and shift of every particle",
     "run_classes.mrcs": "the class averages as a stack",
     "run_model.star": "size, resolution and spectra of each class",
