@@ -3,8 +3,8 @@
 For each N a stack in shards is simulated (the first N particles of one specimen: sizes differ in nothing else) and
 classified twice with the same iterations, its particles in memory and in scratch; both must give the same
 run_data.star, bit for bit. Memory is the kernel's high-water mark of the whole program, on one rank. Disk is what the
-run announced. Rates are by CPU time, which counts what the kernel does for reading, but no waiting for a disk; e_step in
-the record is the wall time.
+run announced. Rates are by CPU time, which counts what the kernel does for reading, but no waiting for a disk; e_step
+in the record is the wall time.
 
 For mini-batches a few particles of many are wanted at a time. Three ways to get them are timed: records scattered over
 the scratch file; the same after the kernel was told to forget the file; and images read and transformed once more.
@@ -68,7 +68,8 @@ def _both(folder, stack, n):
         yield {"benchmark": "streaming", "name": "run", "particles": n, "storage": storage, "memory": measured.memory,
                "said": start["memory_per_rank"], "at_most": start["memory_at_most"], "disk": start["scratch_per_rank"],
                "iterations": len(iterations), "e_step": sum(line["e_step"] for line in iterations),
-               "cpu_iterating": cpu, "rate": n * len(iterations) / cpu, "cpu_seconds": measured.cpu_seconds, "checkpoint": max(line["checkpoint"] for line in iterations)}
+               "cpu_iterating": cpu, "rate": n * len(iterations) / cpu, "cpu_seconds": measured.cpu_seconds,
+               "checkpoint": max(line["checkpoint"] for line in iterations)}
     if results[0] != results[1]:
         raise SystemExit(f"{stack}: run_data.star differs between particles in memory and in scratch")
 
