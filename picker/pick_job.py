@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from vitrea.engine.comm import Dealer, StopRequest
+from vitrea.engine.comm import StopRequest
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.star import write_star
 from vitrea.picker.coordinates import read_coordinates, write_coordinates
+from vitrea.picker.dealing import Dealer
 from vitrea.picker.micrographs import BadMicrographError, list_micrographs
 from vitrea.picker.modelfile import read_model
 
@@ -112,7 +113,7 @@ def _scan(options, listed, model, work, stop, comm):
     if options.min_distance:
         picker = replace(picker, distance=options.min_distance)
     busy, plans = 0.0, {}
-    with Dealer(len(work), comm=comm) as dealer:
+    with Dealer(len(work), options.output, comm=comm) as dealer:
         for place in dealer:
             if stop.asked():
                 break
