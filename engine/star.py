@@ -14,6 +14,7 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 
 ROWS_AT_ONCE = 20_000   # rows held as Python strings at a time, before they become compact columns
+ROWS_WRITTEN = 5_000    # rows made into text at a time
 SMALLEST_FIXED, LARGEST_FIXED = 1e-3, 1e6   # RELION's habit: numbers outside are written with an exponent
 
 _TOKEN = re.compile(r'"[^"]*"(?=\s|$)|\'[^\']*\'(?=\s|$)|\S+')
@@ -224,8 +225,8 @@ def _write_loop(handle, name, columns):
     handle.write("loop_ \n")
     handle.writelines(f"_{label} #{number} \n" for number, label in enumerate(columns, 1))
     n_rows = next(iter(lengths.values()))
-    for first in range(0, n_rows, ROWS_AT_ONCE):
-        words = [_aligned(values[first:first + ROWS_AT_ONCE]) for values in columns.values()]
+    for first in range(0, n_rows, ROWS_WRITTEN):
+        words = [_aligned(values[first:first + ROWS_WRITTEN]) for values in columns.values()]
         handle.writelines(" ".join(row) + " \n" for row in zip(*words))
 
 
