@@ -36,7 +36,8 @@ POOLED_ITERATIONS = 5         # τ² is averaged over classes and the class prio
 QUIET_ITERATIONS = 3          # iterations without news after which a run has converged
 STILL_FALLING = 0.95          # a smaller fraction of class changes than this times the least so far is news
 LEAST_ITERATIONS = 6           # full passes, unless mini-batches went before
-LEAST_AFTER_BATCHES = 2
+LEAST_AFTER_BATCHES = 1
+QUIET_SHARE = 0.5             # of an epoch of mini-batches without news, after which they have converged
 WORTH_A_PASS = 1.0            # nats a particle: a full pass after mini-batches that brings less brings no news
 CENTRING_PASSES = 6
 STEADY_CHANGE = 0.15          # a larger fraction of class changes is never called converged, however steady
@@ -233,14 +234,14 @@ def finished(options, state):
 
 
 def settled(state):
-    """Whether enough iterations brought no news. A mini-batch sees few particles, so it takes as many as cover them
-    all once; after mini-batches, whose average EM has long converged, one full pass without news is enough."""
+    """Whether enough iterations brought no news. A mini-batch sees few particles, so it takes as many as cover a share
+    of all; after mini-batches, which have settled, one full pass without news is enough."""
     return state.quiet >= _quiet_needed(state)
 
 
 def _quiet_needed(state):
     if state.stage == "minibatch":
-        return max(QUIET_ITERATIONS, state.batches_for_all)
+        return max(QUIET_ITERATIONS, int(QUIET_SHARE * state.batches_for_all))
     return 1 if _after_batches(state) else QUIET_ITERATIONS
 
 
@@ -358,7 +359,7 @@ def _advanced(run, state, totals):
     if state.stage == "minibatch":
         settling = False   # particles are met again only after an epoch: what changes then says little
     elif _after_batches(state):
-        settling = likelihood > state.log_likelihood + WORTH_A_PASS
+        settling = state.in_stage > 0 and likelihood > state.log_likelihood + WORTH_A_PASS
     else:
         settling = changed > STEADY_CHANGE or (changed > run.options.convergence_change and falling)
     news = bool(changes) or rings > before or settling
@@ -371,7 +372,10 @@ def _advanced(run, state, totals):
 
 
 def _may_reseed(options, state):
-    """Classes are re-seeded in the first two thirds of a stage, and never in the last iterations, which only settle."""
+    """Classes are re-seeded in the first two thirds of a stage, and never in the last iterations, which only settle,
+    nor after mini-batches, which had their chance."""
+    if _after_batches(state):
+        return False
     length = options.minibatch_iterations if state.stage == "minibatch" else options.max_iterations
     return state.quiet == 0 and state.in_stage < (2 * length) // 3 and length > 3
 
