@@ -15,7 +15,7 @@ from vitrea.kernels.harmonic import real_templates, score_product
 from vitrea.kernels.packed import PackedTable, gather_real
 
 CLASSES_TOGETHER = 8        # at most, in one product
-TILE_SCORES = 2**19        # float32 scores of a tile (2 MB)
+TILE_SCORES = 2**18        # float32 scores of a tile (1 MB)
 PRODUCT_SIZE = 5 * 2**20    # float32 numbers of a product (20 MB): what a core may have of the L3 cache
 LEAST_IMAGES, MOST_IMAGES = 16, 128   # of a product
 
