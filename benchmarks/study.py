@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from vitrea.engine.errors import JobError
+from vitrea.engine.options import Classify2dOptions
 
 EXAMPLE = Path(__file__).with_name("scaling.yaml")
 
@@ -184,6 +185,12 @@ def _check(study, path):
         if not all(isinstance(each, int) and each > 0 for each in getattr(study, name)):
             raise JobError(f"{path}: {name}: {list(getattr(study, name))} was found; expected whole numbers above 0; "
                            f"e.g. {name}: [1000]")
+    keys = [each.name for each in fields(Classify2dOptions)]
+    unknown = [key for key in study.job if key not in keys]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), keys, 1)
+        raise JobError(f"{path}: job: unknown key '{unknown[0]}'; expected keys of classify2d"
+                       f"{f'; did you mean {near[0]}?' if near else ' (docs/job-keys.md)'}")
     if study.launcher and "{ranks}" not in study.launcher:
         raise JobError(f"{path}: launcher: '{study.launcher}' was found; expected {{ranks}} in it, where their number "
                        "goes; e.g. \"srun -n {ranks}\"")

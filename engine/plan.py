@@ -63,6 +63,9 @@ def plan(options, table, n_ranks, room=np.inf):
     _check_sizes(options, table)
     geometry = make_geometry(table, options)
     share = -(-len(table) // n_ranks)
+    if options.scratch and not options.scratch.is_dir():
+        raise JobError(f"scratch: {options.scratch} is no folder here; expected one that every rank can write to; make "
+                       "it, or choose another")
     storage = _storage(options, geometry, table, share, room)
     coarse = level_shape(
         geometry.grid.with_rings(coarse_ring_limit(geometry, options)), options, options.offset_step, 1

@@ -245,6 +245,7 @@ def test_new_bench_prints_the_example(capsys):
     ("text", "sentence"),
     [("layots: [[1, 1]]", "s.yaml: unknown key 'layots'; did you mean layouts?"),
      ("stack: {boxx: 3}", "s.yaml: stack: unknown key 'boxx'; did you mean box?"),
+     ("job: {max_iteration: 3}", "s.yaml: job: unknown key 'max_iteration'; expected keys of classify2d; did you mean"),
      ("stack: 7", "s.yaml: stack: '7' was found; expected a group of keys"),
      ("repeats: many", "s.yaml: repeats: 'many' was found; expected a whole number"),
      ("network: {latency: fast}", "s.yaml: network: latency: 'fast' was found; expected a number"),

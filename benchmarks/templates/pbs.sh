@@ -7,5 +7,6 @@
 #PBS -o $output/
 $directives
 $setup
+set -e
 cd $folder
 vitrea bench $study $option

@@ -8,5 +8,6 @@
 #SBATCH --output=$output/$log
 $directives
 $setup
+set -e
 cd $folder
 vitrea bench $study $option
