@@ -80,7 +80,7 @@ def test_the_reference_of_that_test_is_worth_comparing_with(alone, stacks):
     """Norm factors differ, both stages ran, both groups are there, and the classes are the simulated views."""
     iterations = [record for record in read_records(alone / "run" / "record.jsonl") if record["kind"] == "iteration"]
     assert [(record["stage"], record["iteration"]) for record in iterations] == [
-        *(("minibatch", i) for i in range(1, 5)), *(("full", i) for i in range(1, 5))]
+        *(("minibatch", i) for i in range(1, 5)), ("full", 1)]
     blocks = read_star(alone / "run" / "run_data.star")
     assert blocks["optics"]["rlnImageSize"].astype(int).tolist() == [36, 45]
     norm = blocks["particles"]["rlnNormCorrection"].astype(float)
