@@ -150,7 +150,7 @@ def test_killed_while_the_results_are_written_it_writes_them(launch, job, tmp_pa
     (job / ".run_data.star.tmp-1234").write_text("half")
     ended = launch(2, *RESUME)
     assert ended.returncode == 0, ended.stderr
-    assert "resumed after it 5 of 5" in ended.stdout
+    assert "resumed after it 1 of 5" in ended.stdout
     same_results(job, undisturbed)
     assert not list(job.glob(".*.tmp-*")), "what was half-written is cleared away"
 
