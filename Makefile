@@ -40,7 +40,7 @@ demo: $(STAMP)  ## simulate a small stack, classify it on 2 ranks, compare with 
 	@echo "classes         $(DEMO)/run/run_model.star, $(DEMO)/run/run_classes.mrcs"
 
 test: $(STAMP)  ## the whole test suite: everything on 1 rank, the MPI tests on 2 and 4
-	@echo "== 1 rank";  $(BIN)/python -m pytest -q --with-mpi
+	@echo "== 1 rank";  $(BIN)/python -m pytest -q --with-mpi -n 2 --dist loadfile
 	@echo "== 2 ranks"; $(BIN)/mpiexec -n 2 $(BIN)/python -m pytest -q --only-mpi -m mpi
 	@echo "== 4 ranks"; $(BIN)/mpiexec -n 4 $(BIN)/python -m pytest -q --only-mpi -m mpi
 
