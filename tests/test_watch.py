@@ -120,7 +120,8 @@ def gone_process():
 
 @pytest.mark.parametrize(("host", "process", "killed"), [
     (platform.node(), gone_process(), True), (platform.node(), os.getpid(), False),
-    ("another-machine", gone_process(), False), (platform.node(), None, False)])
+    ("another-machine", gone_process(), False), (platform.node(), None, False)],
+    ids=["gone", "alive", "elsewhere", "unknown"])
 def test_a_killed_run_is_told_from_a_live_one_where_its_process_can_be_seen(tmp_path, capsys, host, process, killed):
     with RunLog(tmp_path, echo=False) as log:
         log.record("start", **START, host=host, process=process)
