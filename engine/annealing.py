@@ -27,7 +27,11 @@ FORGETTING = 0.6          # mini-batch t weighs (t + 2)^−0.6 (Cappé & Mouline
 class Schedule:
     """cooling: factor between temperatures; sweeps: most iterations at one; settle: most iterations at the end;
     tolerance: change of the log-likelihood [nats a particle] below which a temperature has settled; coldest: end of
-    cooling; batch: particles of a mini-batch while cooling, 0 for all; seed of the draw of batches."""
+    cooling; batch: particles of a mini-batch while cooling, 0 for all; seed of the draw of batches; evidence: whether
+    the prior of the weights is found while cooling too. It is then sharper for few, similar classes at low signal. But
+    nodes that are all alike have a prior as narrow as their mean is weak: where many unrelated classes leave their mean
+    no power, none can appear any more.
+    """
 
     cooling: float = 0.8
     sweeps: int = 8
@@ -36,6 +40,7 @@ class Schedule:
     coldest: float = 1.0
     batch: int = 0
     seed: int = 0
+    evidence: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ class Annealing:
 
     def __init__(self, particles, lattice, settings, schedule, *, comm):
         self.schedule = schedule
-        self._cooling = Maximisation(particles, lattice, replace(settings, learn_prior=False), comm=comm)
+        held = replace(settings, learn_prior=False, learn_alpha=settings.learn_alpha and schedule.evidence)
+        self._cooling = Maximisation(particles, lattice, held, comm=comm)
         everything = replace(particles, held_out=np.zeros(len(particles), dtype=bool))
         self._settling = self._cooling.of(everything, settings)
         blocks = comm.allgather(len(particles.blocks))

@@ -10,14 +10,20 @@ import mrcfile
 import numpy as np
 import pytest
 
+from vitrea.engine.annealing import begin, fit
+from vitrea.engine.cluster import make_lattice, schedule
 from vitrea.engine.cluster_plan import plan_cluster
+from vitrea.engine.comm import alone as own_communicator
 from vitrea.engine.compare import compare
 from vitrea.engine.log import read_records
+from vitrea.engine.manifold import EmbeddedParticles, Expectation, Layout, Settings, assign, cut, hold_out
 from vitrea.engine.options import ClusterOptions
 from vitrea.engine.particles import read_particles
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star, write_star
+from vitrea.engine.starts import analyse, from_components
 from vitrea.jobs import cli
+from vitrea.kernels.embedding import HalfPlane, shell_power
 
 SMALL = {"n_classes": 5, "particle_diameter": 140, "max_resolution": 14, "cooling": 0.6, "max_iterations": 60}
 RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs", "latent_map.png")
@@ -83,7 +89,9 @@ def test_ranks_and_threads_do_not_change_a_bit(alone, stacks, launch, tmp_path, 
 SLOW = """\
 import sys, time
 from vitrea.engine import manifold, posed
+from vitrea.engine.starts import analyse, from_components
 from vitrea.jobs import cli
+from vitrea.kernels.embedding import HalfPlane, shell_power
 owner, name = {"reading": (posed._Loader, "load"), "iterating": (manifold, "expect")}[sys.argv[1]]
 fast = getattr(owner, name)
 
@@ -197,6 +205,28 @@ def test_every_latent_grid_finds_the_views(cluster, stacks, latent, n_classes, a
     coordinates = [label for label in particles_of(folder) if label.startswith("vitreaLatentCoordinate")]
     assert len(coordinates) == axes
     assert (folder / "latent_map.png").exists()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_many_unrelated_classes_appear_although_their_mean_is_empty(seed):
+    """Sixteen images that cancel in the mean, on a chain of sixteen: the job's schedule finds them. With the prior
+    found by its evidence while cooling, nodes that are alike stay so for ever."""
+    random, plane = np.random.default_rng(seed), HalfPlane(33, 10)
+    y = random.normal(size=(16, plane.n_components)) * 6.0 / np.sqrt(plane.n_components)
+    labels = random.integers(0, 16, 2400)
+    t = (y - y.mean(axis=0))[labels] + random.normal(size=(2400, plane.n_components))
+    rows, starting = cut(2400, rank=0, size=1, block=200)
+    particles = EmbeddedParticles(t.astype(np.float32), np.ones((2400, plane.n_groups), np.float32),
+                                  shell_power(t, plane.group, plane.shell), rows, starting, 2400,
+                                  Layout(plane.group, plane.shell), hold_out(rows, 0.1, 0))
+    options = ClusterOptions(input=Path("x"), output=Path("y"), n_classes=16, particle_diameter=1.0)
+    lattice, comm = make_lattice(options), own_communicator()
+    components, beta = analyse(particles, 4, comm=comm)
+    state = begin(from_components(lattice, particles.layout, components, beta), float(components.eigenvalues[0]))
+    state = fit(particles, state, Settings(), schedule(options), comm=comm)
+    expectation = Expectation(particles, state.manifold)
+    found = np.concatenate([assign(expectation, block).class_number for block in particles.blocks])
+    assert sum(np.bincount(labels[found == k]).max() for k in np.unique(found)) / 2400 > 0.9
 
 
 def test_astigmatism_that_is_not_turned_with_the_particle_would_be_noticed(cluster, tmp_path):
