@@ -116,6 +116,7 @@ def iterations(folder):
     return sum(record["kind"] == "iteration" for record in read_records(folder / "record.jsonl"))
 
 
+@pytest.mark.flaky(reruns=1)   # on a loaded machine a signal may come before its handler, or after the end
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_was_ended_goes_on_to_the_same_result(begin, launch, alone, stacks, tmp_path, number):
     """Ended twice on two ranks, in the cooling and later, and finished on one."""

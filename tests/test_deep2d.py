@@ -105,6 +105,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.flaky(reruns=1)   # on a loaded machine a signal may come before its handler, or after the end
 def test_a_run_that_was_ended_in_each_stage_goes_on_to_the_same_result(begin, launch, alone, moving, tmp_path):
     """SIGTERM while aligning, then kill −9 in the fine search after its first class."""
     write_job(tmp_path / "job.yaml", input=moving / "particles.star", output="run", **KEYS)
