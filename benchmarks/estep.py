@@ -17,6 +17,7 @@ from vitrea.benchmarks.specimens import make_search_of, particles_of
 from vitrea.engine import expectation
 from vitrea.engine.expectation import Search, Workspace, coarse_evidence
 from vitrea.engine.scoring import Particles, ctf_terms
+from vitrea.kernels.posterior import smallest_sets
 
 CHECKED = 2             # particles compared with the twin: all their poses
 MATTERS = 8.0           # nats below the best: classes whose evidence is compared
@@ -66,12 +67,17 @@ def _some(particles, rows):
                      particles.scale[rows])
 
 
+def level_work(templates, pairs):
+    """Work of `pairs` of a particle and a class on one level: the products and transforms of all its shifts."""
+    level = templates.level
+    return Work(product_flops=pairs * COMPLEX_MAC * level.n_shifts * level.grid.size,
+                transform_flops=pairs * level.n_shifts * transform_flops(level.n_angles))
+
+
 def search_work(search, n):
-    """Work of `n` particles on the first level of a search: all its products and transforms."""
+    """Work of `n` particles on the first level of a search, which compares them with all classes."""
     templates = search.coarse or search.fine
-    level, lines = templates.level, templates.n_classes * templates.level.n_shifts
-    return Work(product_flops=n * COMPLEX_MAC * lines * level.grid.size,
-                transform_flops=n * lines * transform_flops(level.n_angles))
+    return level_work(templates, n * templates.n_classes)
 
 
 class EStep:
@@ -153,7 +159,8 @@ class Adaptive(EStep):
 
     Views and particles are simulated with CTF and noise at an SNR of 0.1, loaded as a job loads them, and searched with
     `rings` rings, the fine level having `rotations` angles and `shifts` shifts. The references are the noise-free
-    views, two classes a view, as when a run has converged. The limit is that of the coarse pass.
+    views, two classes a view, as when a run has converged. The limit is that of the coarse pass over all classes and
+    of the fine level over those that hold adaptive_fraction of a particle's coarse posterior, and no others.
     """
 
     twin = "share of some particles whose class is not that of the exhaustive search by numpy.fft in float64"
@@ -163,6 +170,20 @@ class Adaptive(EStep):
             self.particles, self.search, self.true = simulated_block(sizes, Path(folder))
         self.units = sizes.particles
         self.space = Workspace(self.search)
+        self.fine_pairs = int(self._searched_again().sum())
+
+    def _searched_again(self):
+        """bool[n, K]: the classes that the coarse posterior leaves to the fine level."""
+        evidence = coarse_evidence(self.particles, self.search, self.space)
+        active = np.zeros(evidence.shape, dtype=bool)
+        smallest_sets(evidence, self.search.adaptive_fraction, active)
+        return active
+
+    @property
+    def work(self):
+        coarse, fine = search_work(self.search, self.units), level_work(self.search.fine, self.fine_pairs)
+        return Work(product_flops=coarse.product_flops + fine.product_flops,
+                    transform_flops=coarse.transform_flops + fine.transform_flops)
 
     def check(self):
         """The share of particles whose class differs from that of the exhaustive search over the fine level."""
@@ -183,6 +204,7 @@ class Adaptive(EStep):
         poses = self.run()
         return {"right_view": float(np.mean(poses.class_number // 2 == self.true)), "pmax": float(np.mean(poses.pmax)),
                 "significant": float(np.median(poses.n_significant)),
+                "fine_classes": self.fine_pairs / self.units,
                 "coarse_poses": int(np.prod(_shape(self.search.coarse))),
                 "fine_poses": int(np.prod(_shape(self.search.fine)))}
 

@@ -109,6 +109,19 @@ def test_the_work_of_an_e_step_is_counted_from_its_loops():
     assert work.transform_flops == pytest.approx(6 * 4 * 5 * 2.5 * 96 * np.log2(96))
 
 
+def test_the_limit_of_the_adaptive_search_is_its_coarse_pass_and_the_classes_that_the_fine_level_must_search():
+    benchmark = BENCHMARKS["adaptive"](Sizes(**{**TINY, "classes": 30, "particles": 12}))
+    search = benchmark.search
+    few = benchmark.fine_pairs
+    assert 12 <= few < 12 * 30, "every particle has a class to search again, and not all have all"
+    assert benchmark.found()["fine_classes"] == few / 12
+    fine = search.fine.level
+    extra = benchmark.work.product_flops - search_work(search, 12).product_flops
+    assert extra == 8 * few * fine.n_shifts * fine.grid.size
+    extra = benchmark.work.transform_flops - search_work(search, 12).transform_flops
+    assert extra == pytest.approx(few * fine.n_shifts * 2.5 * fine.n_angles * np.log2(fine.n_angles))
+
+
 def test_particles_are_found_in_their_class():
     """What is fed to the kernels has a posterior of a few poses around the truth."""
     sizes = Sizes(**TINY)
