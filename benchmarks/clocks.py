@@ -16,7 +16,7 @@ E_STEP = {
     "coarse": ("vitrea.engine.expectation:coarse_evidence",),
     "gather": ("vitrea.kernels.packed:PackedTable.gather", "vitrea.engine.expectation:ctf_terms"),
     "score": ("vitrea.engine.scoring:score_product", "vitrea.engine.scoring:add_priors",
-              "vitrea.engine.scoring:quarters"),
+              "vitrea.engine.scoring:fold_lines"),
     "posterior": ("vitrea.engine.expectation:keep_lines", "vitrea.engine.expectation:_normalise",
                   "vitrea.engine.expectation:weigh_lines", "vitrea.engine.expectation:_record_best",
                   "vitrea.engine.expectation:smallest_sets", "vitrea.engine.expectation:significant_poses"),

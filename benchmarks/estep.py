@@ -130,7 +130,8 @@ class Marginal:
     def __init__(self, sizes):
         self.particles, _ = particles_of(sizes)
         single = make_search_of(sizes)
-        self.search, self.units = Search(single.fine, single.fine, single.adaptive_fraction), sizes.particles
+        self.search = Search(single.fine, single.fine, single.adaptive_fraction, refined=False)
+        self.units = sizes.particles
         self.space = Workspace(self.search)
 
     def run(self):

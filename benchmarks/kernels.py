@@ -10,7 +10,7 @@ from vitrea.benchmarks.machine import Work, transform_flops
 from vitrea.benchmarks.specimens import Sizes, make_search_of, particles_of
 from vitrea.engine.expectation import KEPT
 from vitrea.engine.scoring import TILE_SCORES, Scorer
-from vitrea.kernels.angles import harmonic_order, keep_lines, quarter_matrices, quarters, reference_whole_lines
+from vitrea.kernels.angles import fold_lines, folded_matrices, harmonic_order, keep_lines, reference_whole_lines
 from vitrea.kernels.fourier import LinesToHarmonics, RingTransform
 from vitrea.kernels.harmonic import (
     accumulate_lines,
@@ -128,7 +128,7 @@ class Product:
 
 
 class Angles:
-    """Harmonics of a tile of lines to the four quarters of their scores: products, where FFTW's rate is the limit."""
+    """Harmonics of a tile of lines to their scores on the folded circle: products, where FFTW's rate is the limit."""
 
     unit, twin = "line", "numpy.fft.irfft, turned by half a step"
 
@@ -136,12 +136,12 @@ class Angles:
         random, self.n_angles = np.random.default_rng(sizes.seed), sizes.rotations
         self.units = TILE_SCORES // sizes.rotations
         n_rows = sizes.grid.n_harmonics
-        self.order, self.matrices = harmonic_order(n_rows), quarter_matrices(sizes.rotations, n_rows)
+        self.order, self.matrices = harmonic_order(n_rows), folded_matrices(sizes.rotations, n_rows)
         self.product = random.normal(size=(n_rows, 2, self.units)).astype(np.float32)
-        self.parts = np.zeros((4, sizes.rotations // 4, self.units), dtype=np.float32)
+        self.folded = np.zeros((sizes.rotations, self.units), dtype=np.float32)
 
     def run(self):
-        quarters(self.product, self.matrices, self.parts)
+        fold_lines(self.product, self.matrices, self.folded)
 
     def check(self):
         harmonics = np.zeros((self.units, self.n_angles // 2 + 1), dtype=np.complex128)
@@ -151,7 +151,7 @@ class Angles:
         harmonics[:, 0] = harmonics[:, 0].real
         self.run()
         twin = np.fft.irfft(harmonics, self.n_angles, axis=1) * self.n_angles
-        return agree("angles", reference_whole_lines(self.parts), twin)
+        return agree("angles", reference_whole_lines(self.folded), twin)
 
     @property
     def work(self):
@@ -166,8 +166,8 @@ class Posterior:
     def __init__(self, sizes):
         random, self.images = np.random.default_rng(sizes.seed), max(1, TILE_SCORES // (sizes.rotations * sizes.shifts))
         self.shifts, lines = sizes.shifts, self.images * sizes.shifts
-        self.parts = random.normal(scale=1.5, size=(4, sizes.rotations // 4, lines)).astype(np.float32)
-        self.units = self.parts.size
+        self.folded = random.normal(scale=1.5, size=(sizes.rotations, lines)).astype(np.float32)
+        self.units = self.folded.size
         self.peak, self.scratch = np.zeros(lines, np.float32), np.zeros(sizes.rotations, np.float32)
         self.scores = np.zeros((lines, sizes.rotations), np.float32)
         self.kept, self.sums = np.zeros(lines, KEPT), np.zeros(lines)
@@ -176,7 +176,7 @@ class Posterior:
 
     def run(self):
         self.best = np.full(self.images, -np.inf, np.float32)
-        used = keep_lines(self.parts, np.arange(self.images), self.shifts, 0, self.best, self.peak, self.scores,
+        used = keep_lines(self.folded, np.arange(self.images), self.shifts, 0, self.best, self.peak, self.scores,
                           self.kept, 0)
         self.about = self.kept[:used]
         sum_lines(self.scores, self.about, self.best, self.scratch, self.sums[:used])
@@ -189,7 +189,7 @@ class Posterior:
 
     def check(self):
         self.run()
-        whole = reference_whole_lines(self.parts).reshape(self.images, -1)
+        whole = reference_whole_lines(self.folded).reshape(self.images, -1)
         error = agree("posterior", self.log_total, np.log(np.exp(whole).sum(axis=1)))
         sums = self.sums[:len(self.about)]
         error = max(error, agree("posterior", sums, reference_sum_lines(self.scores, self.about, self.best)))

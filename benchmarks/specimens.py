@@ -94,7 +94,7 @@ def make_search_of(sizes):
     """Search on a single, exhaustive level, over references of `references_of`."""
     level = make_level(sizes.grid, sizes.offset_range, 1.0, 360.0 / sizes.rotations)
     prior = np.full(sizes.classes, 1.0 / sizes.classes)
-    return Search(make_templates(level, references_of(sizes), prior, SIGMA_OFFSET, 1), None, 0.999)
+    return Search(make_templates(level, references_of(sizes), prior, SIGMA_OFFSET, 1), None, 0.999, refined=False)
 
 
 def references_of(sizes):

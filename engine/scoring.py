@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitrea.engine.search import Level, Shifter, power_harmonics
-from vitrea.kernels.angles import add_priors, harmonic_order, quarter_matrices, quarters
+from vitrea.kernels.angles import add_priors, fold_lines, folded_matrices, harmonic_order
 from vitrea.kernels.harmonic import real_templates, score_product
 from vitrea.kernels.packed import PackedTable, gather_real
 
@@ -98,7 +98,7 @@ def pieces(n, size):
 
 
 class Scorer:
-    """Products and tiles of one thread and level. `parts` float32[4, n_angles/4, lines] holds the present tile."""
+    """Products and tiles of one thread and level; `folded` float32[n_angles, lines] holds the present tile."""
 
     def __init__(self, templates):
         self.templates, level = templates, templates.level
@@ -107,11 +107,11 @@ class Scorer:
         n_rows = min(max(level.grid.n_harmonics, terms), level.n_angles // 2)
         self.images_a_product = int(np.clip(PRODUCT_SIZE // (2 * n_rows * columns), LEAST_IMAGES, MOST_IMAGES))
         self.images_a_tile = max(1, TILE_SCORES // (level.n_angles * columns))
-        self._order, self._matrices = harmonic_order(n_rows), quarter_matrices(level.n_angles, n_rows)
+        self._order, self._matrices = harmonic_order(n_rows), folded_matrices(level.n_angles, n_rows)
         self._images = np.zeros(4 * self.images_a_product * level.grid.size, dtype=np.float32)
         self._product = np.zeros(2 * n_rows * self.images_a_product * columns, dtype=np.float32)
         lines = self.images_a_tile * columns
-        self.parts = np.zeros((4, level.n_angles // 4, lines), dtype=np.float32)
+        self.folded = np.zeros((level.n_angles, lines), dtype=np.float32)
         self.peak = np.zeros(lines, dtype=np.float32)
 
     def gather(self, particles, positions, temperature):
@@ -122,7 +122,7 @@ class Scorer:
                                particles.scale[positions], self._images)
 
     def tiles(self, number, terms):
-        """Yield slices of the gathered particles whose scores against group `number` stand in `parts`.
+        """Yield slices of the gathered particles whose scores against group `number` stand in `folded`.
 
         terms complex64[classes of the group, n, J]: as `ctf_terms`. A line is (particle of the slice, class, shift).
         """
@@ -133,7 +133,7 @@ class Scorer:
         for first in range(0, n, self.images_a_tile):
             images = slice(first, min(first + self.images_a_tile, n))
             part = lines[:, :, first * columns:images.stop * columns]
-            quarters(part, self._matrices, self.parts[:, :, :part.shape[2]])
+            fold_lines(part, self._matrices, self.folded[:, :part.shape[2]])
             yield images
 
     def _multiply(self, matrix, terms, number):

@@ -63,9 +63,9 @@ def make_level(grid, offset_range, step, psi_step):
 
 
 def level_angles(grid, psi_step):
-    """How many in-plane angles: at most `psi_step` [degrees] apart, enough for the grid, and a multiple of 4."""
+    """How many in-plane angles: at most `psi_step` [degrees] apart, enough for the grid, and a multiple of 8."""
     needed = max(2 * grid.n_harmonics, int(np.ceil(360.0 / psi_step - GRID_TOLERANCE)))
-    return 2 * fast_length(-(-needed // 2))
+    return 4 * fast_length(-(-needed // 4))
 
 
 class Shifter:

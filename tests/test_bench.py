@@ -53,7 +53,7 @@ def test_a_kernel_is_checked_and_its_record_is_whole(name):
 
 @pytest.mark.parametrize(
     ("name", "function", "result"),
-    [("product", "score_product", -1), ("angles", "quarters", -1), ("posterior", "sum_lines", -1),
+    [("product", "score_product", -1), ("angles", "fold_lines", -1), ("posterior", "sum_lines", -1),
      ("posterior", "weigh_lines", 4), ("accumulate", "accumulate_lines", -1), ("polar", "rings_to_table", -1)],
 )
 def test_a_wrong_kernel_is_not_measured(name, function, result, monkeypatch):

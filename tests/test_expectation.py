@@ -169,7 +169,7 @@ def scores_of(particles, templates):
     for number, group in enumerate(templates.groups):
         for tile in scorer.tiles(number, terms[group]):
             mine = out[tile, group]
-            lines = reference_whole_lines(scorer.parts)[:mine.shape[0] * mine.shape[1] * level.n_shifts]
+            lines = reference_whole_lines(scorer.folded)[:mine.shape[0] * mine.shape[1] * level.n_shifts]
             out[tile, group] = lines.reshape(mine.shape)
     return out
 
