@@ -18,6 +18,7 @@ EARLY_SUPPORT, LATE_SUPPORT = (
 )  # of an even share: a class below it is re-seeded (while resolution grows; later)
 WORTH_SPLITTING = 1.5      # even shares: only a class above it is split
 LEAST_MEMBERS = 20         # of a class that is split
+MOST_SEEDS = 200           # particles that a re-seeded class is the average of, about: more only take time
 CENTRE_AT = 0.3            # px: smaller displacements are left alone
 BATCH = 64
 
@@ -102,19 +103,19 @@ def resolved(model):
 
 
 def reseed(run, model, class_weight, assigned, support, iteration):
-    """Give classes that lost their support half of the members of the largest: (Model, {new class: old class}).
+    """Give classes that lost their support some members of the largest: (Model, {new class: old class}).
     Collective; one message, of a size that depends on the number of re-seeded classes only, and none without any.
 
     A class with less than `support` even shares of class_weight float64[K] is replaced by the average, at their best
-    poses, of a random half of the particles of a class that holds more than WORTH_SPLITTING shares; EM then finds out
-    whether the two differ. assigned [K]: how many particles each class has.
+    poses, of a random half, or some MOST_SEEDS, of the particles of a class that holds more than WORTH_SPLITTING shares;
+    EM then finds out whether the two differ. assigned [K]: how many particles each class has.
     """
     share = class_weight / class_weight.sum() * model.n_classes
     pairs = _splits(share, assigned.astype(np.int64), support)
     if not pairs:
         return model, {}
     grid = run.geometry.grid.with_rings(model.rings)
-    members = [_half(run, donor, iteration, number) for number, (_, donor) in enumerate(pairs)]
+    members = [_seeds(run, donor, iteration, number, assigned[donor]) for number, (_, donor) in enumerate(pairs)]
     data, weight = _summed(run, members, grid, lambda kept, local: _turned_back(run, kept, local, grid))
     references, tau2 = model.references.copy(), model.tau2.copy()
     ssnr, prior = model.ssnr.copy(), model.class_prior.copy()
@@ -143,11 +144,11 @@ def _splits(share, counts, support):
     return pairs
 
 
-def _half(run, donor, iteration, number):
-    """Table rows of a random half of a class's particles, of those on this rank; the draw belongs to the particle."""
+def _seeds(run, donor, iteration, number, count):
+    """Table rows of some of a class's `count` particles, of those on this rank; the draw belongs to the particle."""
     shard = run.passes.shard
     key = np.random.SeedSequence([run.options.seed, 2, iteration, number])
-    coin = np.random.Generator(np.random.Philox(key)).random(len(run.table)) < 0.5
+    coin = np.random.Generator(np.random.Philox(key)).random(len(run.table)) < min(0.5, MOST_SEEDS / count)
     mine = shard.usable & (run.passes.poses.class_number == donor)
     return shard.rows[mine & coin[shard.rows]]
 

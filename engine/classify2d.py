@@ -44,7 +44,7 @@ STEADY_CHANGE = 0.15          # a larger fraction of class changes is never call
 FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
 BATCH_A_CLASS, LEAST_BATCH = 50, 2000
-LEAST_SHARE = 1.0 / 4.0       # of a block that a mini-batch takes: a block costs its sums, however few its particles
+LEAST_SHARE = 1.0 / 2.0       # of a block that a mini-batch takes: a block costs its sums, however few its particles
 
 
 @dataclass(frozen=True)

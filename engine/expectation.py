@@ -128,7 +128,7 @@ class KeptLines:
 
         first: column of all classes and shifts at which the `columns` of the tile begin. False if they do not fit.
         """
-        self.count = keep_lines(scorer.parts, rows, columns, first, overall, scorer.peak, self._scores, self._about,
+        self.count = keep_lines(scorer.folded, rows, columns, first, overall, scorer.peak, self._scores, self._about,
                                 self.count)
         return self.count >= 0
 
@@ -183,7 +183,7 @@ def coarse_evidence(particles, search, work):
         for number, group in enumerate(templates.groups):
             for tile in scorer.tiles(number, terms[group, piece]):
                 where = slice(piece.start + tile.start, piece.start + tile.stop)
-                log_sum_lines(scorer.parts, templates.level.n_shifts, overall[where], scorer.peak, scratch,
+                log_sum_lines(scorer.folded, templates.level.n_shifts, overall[where], scorer.peak, scratch,
                               evidence[where, group])
     return evidence
 
@@ -302,9 +302,10 @@ def _refined(chunk, search, images, classes, shifts, angles):
     templates, level = search.fine, search.fine.level
     images = images / np.float32(search.temperature)   # as the scores have it
     out = np.empty((len(chunk), 3))
-    for row, (k, shift, angle) in enumerate(zip(classes, shifts, angles)):
+    for row in np.argsort(classes, kind="stable"):   # a class after the other: its templates stay in the cache
+        k = classes[row]
         out[row] = refine_pose(images[row], *templates.of_class(k), level.grid.offset, chunk.terms[k, row],
-                               templates.log_prior[k], level.neighbours, level.n_angles, shift, angle)
+                               templates.log_prior[k], level.neighbours, level.n_angles, shifts[row], angles[row])
     return out
 
 
