@@ -107,8 +107,8 @@ def reseed(run, model, class_weight, assigned, support, iteration):
     Collective; one message, of a size that depends on the number of re-seeded classes only, and none without any.
 
     A class with less than `support` even shares of class_weight float64[K] is replaced by the average, at their best
-    poses, of a random half, or some MOST_SEEDS, of the particles of a class that holds more than WORTH_SPLITTING shares;
-    EM then finds out whether the two differ. assigned [K]: how many particles each class has.
+    poses, of a random half, or some MOST_SEEDS, of the particles of a class that holds more than WORTH_SPLITTING
+    shares; EM then finds out whether the two differ. assigned [K]: how many particles each class has.
     """
     share = class_weight / class_weight.sum() * model.n_classes
     pairs = _splits(share, assigned.astype(np.int64), support)

@@ -123,9 +123,9 @@ def keep_lines(folded, rows, columns, first, overall, peak, scores, kept, used):
     """Write out the lines that may matter, from `used` on; returns how many are used then.
 
     folded float32[n, ≥ lines] as `fold_lines`, line i·columns + c being column first + c of particle rows[i]; overall
-    float32, the largest score of each particle so far, is updated. A line is kept if its own largest score is at most NEGLIGIBLE
-    below. Kept are scores float32[capacity, n] and kept (row int32, column int32, peak float32)[capacity]. If there are
-    more than fit, −1 is returned.
+    float32, the largest score of each particle so far, is updated. A line is kept if its own largest score is at most
+    NEGLIGIBLE below. Kept are scores float32[capacity, n] and kept (row int32, column int32, peak float32)[capacity].
+    If there are more than fit, −1 is returned.
     """
     line_peaks(folded, rows.size * columns, peak)
     for i in range(rows.size):
@@ -147,8 +147,8 @@ def log_sum_lines(folded, n_shifts, overall, peak, scratch, out):
     """log Σ exp over shifts and angles, by image and class: float64[n, classes].
 
     folded float32[n, ≥ lines] as `fold_lines`, lines (image, class, shift); overall float32[n], the largest score of
-    each image so far, is updated; scratch float32[2, n_angles]. Lines far below the best of all are not exponentiated: a class whose
-    best is far below gets its maximum alone.
+    each image so far, is updated; scratch float32[2, n_angles]. Lines far below the best of all are not exponentiated:
+    a class whose best is far below gets its maximum alone.
     """
     n, n_classes = out.shape
     line_peaks(folded, n * n_classes * n_shifts, peak)
