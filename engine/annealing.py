@@ -4,7 +4,9 @@ Above T_c = λ·h all nodes hold the mean (engine/components.py). The run begins
 start choose what splits first, and cools by a factor whenever EM has settled. Particles held out judge the classes of
 each temperature by their log-likelihood at T = 1; cooling ends at T = 1, or where it has risen and then not improved
 for two temperatures, and the best classes are finished with all particles. While cooling, classes weigh the same: a
-learnt weight would feed the class that splits off first.
+learnt weight would feed the class that splits off first. And the prior of the classes, found by its evidence, is no
+narrower than the signal that the principal components show: nodes that are still alike would find one as narrow as
+their mean is weak, and where many unrelated classes leave their mean no power, none could appear.
 """
 from dataclasses import dataclass, fields, replace
 
@@ -27,11 +29,7 @@ FORGETTING = 0.6          # mini-batch t weighs (t + 2)^−0.6 (Cappé & Mouline
 class Schedule:
     """cooling: factor between temperatures; sweeps: most iterations at one; settle: most iterations at the end;
     tolerance: change of the log-likelihood [nats a particle] below which a temperature has settled; coldest: end of
-    cooling; batch: particles of a mini-batch while cooling, 0 for all; seed of the draw of batches; evidence: whether
-    the prior of the weights is found while cooling too. It is then sharper for few, similar classes at low signal. But
-    nodes that are all alike have a prior as narrow as their mean is weak: where many unrelated classes leave their mean
-    no power, none can appear any more.
-    """
+    cooling; batch: particles of a mini-batch while cooling, 0 for all; seed of the draw of batches."""
 
     cooling: float = 0.8
     sweeps: int = 8
@@ -40,7 +38,6 @@ class Schedule:
     coldest: float = 1.0
     batch: int = 0
     seed: int = 0
-    evidence: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Annealing:
 
     def __init__(self, particles, lattice, settings, schedule, *, comm):
         self.schedule = schedule
-        held = replace(settings, learn_prior=False, learn_alpha=settings.learn_alpha and schedule.evidence)
+        held = replace(settings, learn_prior=False)
         self._cooling = Maximisation(particles, lattice, held, comm=comm)
         everything = replace(particles, held_out=np.zeros(len(particles), dtype=bool))
         self._settling = self._cooling.of(everything, settings)
@@ -105,7 +102,8 @@ class Annealing:
         if state.in_stage == 0 and state.previous:
             state = self._judged(state, report.held_out)
             if state.worse >= WORSE or state.previous <= self.schedule.coldest:
-                return State(state.best, state.critical, "settle", iteration, best_held_out=state.best_held_out), report
+                best = replace(state.best, least_signal2=np.zeros(1))   # the classes are there
+                return State(best, state.critical, "settle", iteration, best_held_out=state.best_held_out), report
         settled = not self.schedule.batch and abs(report.tempered - state.last) < self.schedule.tolerance
         state = replace(state, manifold=manifold, iteration=iteration, in_stage=state.in_stage + 1,
                         last=report.tempered, running=batch.running)

@@ -136,7 +136,7 @@ def given_classes(run, n_nodes):
 
 def schedule(options):
     """How the job is cooled."""
-    return annealing.Schedule(cooling=options.cooling, coldest=options.temperature, seed=options.seed, evidence=False)
+    return annealing.Schedule(cooling=options.cooling, coldest=options.temperature, seed=options.seed)
 
 
 def finished(options, state):

@@ -6,7 +6,10 @@ At the symmetric state every node has the mean, y = μ = Σb/ΣC². A small spre
 
 so the symmetric state is stable above T_c, the largest eigenvalue λ of β^½ D^−½ (Σ x xᵀ) D^−½ β^½ times h, the largest
 eigenvalue of the centred hat matrix Φ(ΦᵀΦ + λ_r I′)⁻¹Φᵀ of the basis (1 for free classes). Noise alone gives
-eigenvalues of 1 on average and up to (1 + √(D/N))² for D components and N particles (Marchenko & Pastur 1967).
+eigenvalues of 1 on average and up to (1 + √γ)², γ = D/N for D components and N particles (Marchenko & Pastur 1967). An
+eigenvalue ℓ of the signal and the noise together is found too large, at λ = ℓ + γℓ/(ℓ − 1), and its vector turned away
+by chance: cos² = (1 − γ/(ℓ − 1)²) / (1 + γ/(ℓ − 1)) (Paul 2007, Statist. Sinica 17, 1617–1642). With both corrected,
+the components say how strong the signal of the classes is on each shell before there are any classes.
 
 Found by randomised subspace iteration (Halko, Martinsson & Tropp 2011, SIAM Rev. 53, 217–288): two thin products over
 the particles a pass, summed exactly, so that the bits do not depend on the ranks.
@@ -28,15 +31,20 @@ SETTLED = 1e-4         # relative change of the wanted eigenvalues in a pass
 @dataclass(frozen=True)
 class Components:
     """mean float64[D]: μ; vectors float64[D, q] of length 1 and eigenvalues float64[q], largest first, of the matrix
-    above; metric float64[D]: (Dβ/N)^½, so that vectors/metric are directions in y; noise_edge:
-    the largest eigenvalue that noise alone would give."""
+    above; metric float64[D]: (Dβ/N)^½, so that vectors/metric are directions in y; n: particles they were found from;
+    degrees: independent components of one particle."""
 
     mean: np.ndarray
     vectors: np.ndarray
     eigenvalues: np.ndarray
     metric: np.ndarray
+    n: float
+    degrees: float
 
-    noise_edge: float
+    @property
+    def noise_edge(self):
+        """The largest eigenvalue that noise alone would give."""
+        return (1.0 + np.sqrt(self.degrees / self.n)) ** 2
 
     def first(self, q):
         """The first q of them."""
@@ -55,6 +63,18 @@ class Components:
     def significant(self):
         """How many eigenvalues stand above what noise alone would give."""
         return int(np.sum(self.eigenvalues > self.noise_edge))
+
+    def signal2(self, layout):
+        """float64[R]: mean square of a component of the class averages, on each shell, as the mean and the significant
+        components show it once the share of the noise is taken away."""
+        share, first = self.degrees / self.n, self.first(self.significant())
+        sum_of_both = 1.0 - share + first.eigenvalues
+        signal = 0.5 * (sum_of_both + np.sqrt(np.maximum(sum_of_both**2 - 4.0 * first.eigenvalues, 0.0))) - 1.0
+        true = np.maximum(1.0 - share / signal**2, 0.0) / (1.0 + share / signal)   # of a vector's square
+        squares = signal * (first.vectors**2 - (1.0 - true) / len(self.mean)) / self.metric[:, None] ** 2
+        squares = np.append(squares, (self.mean**2 - 1.0 / (self.n * self.metric**2))[:, None], axis=1)
+        by_shell = np.stack([np.bincount(layout.shell_of_component, column) for column in squares.T], axis=1)
+        return np.maximum(by_shell, 0.0).sum(axis=1) / layout.count
 
 
 def mean_image(particles, quanta, *, comm):
@@ -94,8 +114,8 @@ def principal_components(particles, quanta, q, *, comm, seed=0, tolerance=SETTLE
         before = eigenvalues
     vectors = (basis @ rotation)[:, :q]
     vectors *= np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(q)] < 0, -1.0, 1.0)
-    edge = (1.0 + np.sqrt(len(mean) / n)) ** 2
-    return Components(mean, vectors, eigenvalues[:q], np.sqrt(precision * ctf2 / n), edge), beta
+    degrees = float(particles.layout.degrees.sum())
+    return Components(mean, vectors, eigenvalues[:q], np.sqrt(precision * ctf2 / n), float(n), degrees), beta
 
 
 def _covariance_times(particles, mean, scale, basis, quanta, *, comm):

@@ -99,7 +99,7 @@ def look_at(particles, seed, asked, *, comm):
     components, beta = starts.analyse(particles, 2, comm=comm, seed=seed)
     if not components.significant():
         return None, None, 0.0, np.nan
-    settings, schedule = Settings(), annealing.Schedule(seed=seed, evidence=False)
+    settings, schedule = Settings(), annealing.Schedule(seed=seed)
     lattice = latent.free(PARTS)
     state = annealing.begin(starts.from_components(lattice, particles.layout, components, beta),
                             float(components.eigenvalues[0]))

@@ -134,7 +134,8 @@ class Manifold:
     """Parameters. y float64[K, D]: class averages in the units of t; beta float64[R]: noise precision by shell;
     class_prior float64[K] and outlier_prior float64[2] (an empty image; any other signal), together 1; signal2
     float64[R]: spectrum of that other signal; alpha float64[R]: prior precision of the basis weights by shell;
-    temperature T of the responsibilities."""
+    temperature T of the responsibilities; least_signal2 float64[R]: below this variance of the basis weights their
+    prior is not learnt, however alike the nodes are."""
 
     lattice: Lattice
     y: np.ndarray
@@ -144,6 +145,7 @@ class Manifold:
     signal2: np.ndarray
     alpha: np.ndarray
     temperature: float = 1.0
+    least_signal2: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
     @property
     def n_nodes(self):
@@ -360,7 +362,7 @@ class Solver:
         determined = layout.by_shell(np.bincount(layout.group) * np.maximum(free, 0.0))
         squares = layout.by_shell(squares)
         mean_square = squares / np.maximum(determined, LEAST_DETERMINED * layout.count)
-        return 1.0 / np.maximum(mean_square, 1.0 / (LARGEST_ALPHA * manifold.beta))
+        return 1.0 / np.maximum(np.maximum(mean_square, manifold.least_signal2), 1.0 / (LARGEST_ALPHA * manifold.beta))
 
 
 def _probes(n_functions):

@@ -53,7 +53,7 @@ def from_coordinates(lattice, layout, coordinates, components, beta, outliers=0.
     if coordinates.shape[1] > len(components.eigenvalues):
         raise ValueError(f"{coordinates.shape[1]} coordinates, but {len(components.eigenvalues)} components")
     y = components.mean + coordinates @ components.directions[:coordinates.shape[1]]
-    return from_references(lattice, layout, y, beta, outliers)
+    return replace(from_references(lattice, layout, y, beta, outliers), least_signal2=components.signal2(layout))
 
 
 def from_references(lattice, layout, references, beta, outliers=0.0):

@@ -210,8 +210,8 @@ def test_every_latent_grid_finds_the_views(cluster, stacks, latent, n_classes, a
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_many_unrelated_classes_appear_although_their_mean_is_empty(seed):
-    """Sixteen images that cancel in the mean, on a chain of sixteen: the job's schedule finds them. With the prior
-    found by its evidence while cooling, nodes that are alike stay so for ever."""
+    """Sixteen images that cancel in the mean, on a chain of sixteen. Were the evidence alone to find the prior while
+    cooling, nodes that are alike would stay so for ever."""
     random, plane = np.random.default_rng(seed), HalfPlane(33, 10)
     y = random.normal(size=(16, plane.n_components)) * 6.0 / np.sqrt(plane.n_components)
     labels = random.integers(0, 16, 2400)

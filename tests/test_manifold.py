@@ -287,6 +287,20 @@ def test_the_evidence_finds_the_spectrum_of_the_classes_and_silences_empty_shell
     assert error < 0.02 * np.mean(1.0 / (truth.size / 30 * particles.ctf2.mean()))   # far below the unshrunk noise
 
 
+@pytest.mark.parametrize("n", [800, 4000])
+def test_components_show_the_spectrum_of_the_signal_and_not_that_of_their_own_noise(n):
+    """Four classes that cancel in the mean, on the lower half of the shells, few particles or many."""
+    plane = HalfPlane(32, 12)
+    classes = some_classes(plane, 4, 0.6) * (plane.shell[plane.group] < 6)
+    particles, _ = simulated(plane, classes - classes.mean(axis=0), n)
+    found = principal_components(particles, make_quanta(particles, comm=ALONE), 8, comm=ALONE)[0]
+    assert found.significant() == 3
+    signal2 = found.signal2(particles.layout)
+    np.testing.assert_allclose(signal2[2:6], 0.36 * 3 / 4, rtol=0.3)
+    uncorrected = 3 * np.mean(found.directions[:3, plane.shell[plane.group] >= 6] ** 2)
+    assert signal2[6:].mean() < 0.15 * uncorrected
+
+
 @pytest.mark.parametrize("lattice", [chain(6), free(6)], ids=lambda lattice: lattice.name)
 def test_the_prior_is_the_number_of_weights_the_data_determine_over_their_squares(lattice):
     plane = HalfPlane(16, 6, angular_bins=2)
