@@ -22,7 +22,7 @@ from vitrea.engine.manifold import (
 
 BELOW_CRITICAL = 0.95
 WORSE = 2                 # temperatures without a better judgement after which cooling ends
-FORGETTING = 0.6          # mini-batch t weighs (t + 2)^−0.6 (Cappé & Moulines 2009: between ½ and 1)
+FORGETTING = 0.6          # mini-batch t of a temperature weighs (t + 2)^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,13 @@ class Annealing:
 
     def _cool(self, state):
         batch = _Batch(self.schedule, state, self._first_block, self._n_blocks, self._cooling.particles)
-        manifold, report = self._cooling.step(state.manifold, batch.blocks, batch.blend)
-        iteration = state.iteration + 1
-        if state.in_stage == 0 and state.previous:
+        before = state.manifold
+        manifold, report = self._cooling.step(before, batch.blocks, batch.blend)
+        iteration, judging = state.iteration + 1, state.in_stage == 0 and state.previous > 0
+        if batch.blocks is not None:   # those of one batch are too few to judge temperatures that another has judged
+            held_out = self._cooling.held_out_likelihood(before) if judging else np.nan
+            report = replace(report, held_out=held_out)
+        if judging:
             state = self._judged(state, report.held_out)
             if state.worse >= WORSE or state.previous <= self.schedule.coldest:
                 best = replace(state.best, least_signal2=np.zeros(1))   # the classes are there
@@ -144,7 +148,7 @@ class _Batch:
         drawn = np.random.default_rng([schedule.seed, 2, state.iteration]).choice(n_blocks, max(wanted, 1), False)
         own = np.sort(drawn[(drawn >= first_block) & (drawn < first_block + len(particles.blocks))]) - first_block
         self.blocks, self.blend, self.running = [particles.blocks[i] for i in own], self._average, state.running
-        self._rate, self._n_total = (state.iteration + 2.0) ** -FORGETTING, particles.n_total
+        self._rate, self._n_total = (state.in_stage + 2.0) ** -FORGETTING, particles.n_total
 
     def _average(self, totals):
         totals = totals.scaled(self._n_total / max(totals.learnt + totals.held_out, 1.0))

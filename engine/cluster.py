@@ -26,6 +26,8 @@ from vitrea.engine.manifold import OUTLIER_START, Settings
 from vitrea.engine.posed import PosedGeometry, PosedShard, make_posed_geometry, read_posed
 
 COMPONENTS = 8   # principal components looked at; a start uses as many as its grid has axes
+BATCH_OF_A_CLASS, SMALLEST_BATCH = 16, 16384   # particles of a mini-batch; a few of them are averaged
+BATCHES_PAY = 3                                # in so many particles
 
 
 @dataclass
@@ -134,9 +136,12 @@ def given_classes(run, n_nodes):
     return found[order[np.arange(n_nodes) * len(order) // n_nodes]]
 
 
-def schedule(options):
-    """How the job is cooled."""
-    return annealing.Schedule(cooling=options.cooling, coldest=options.temperature, seed=options.seed)
+def schedule(options, n_particles):
+    """How the job is cooled; in mini-batches where they are a small part of the particles."""
+    batch = options.minibatch_size or max(BATCH_OF_A_CLASS * options.n_classes, SMALLEST_BATCH)
+    if not options.minibatch_size and n_particles < BATCHES_PAY * batch:
+        batch = 0
+    return annealing.Schedule(cooling=options.cooling, coldest=options.temperature, batch=batch, seed=options.seed)
 
 
 def finished(options, state):
@@ -147,8 +152,8 @@ def finished(options, state):
 def _iterate(run, state):
     """Iterate to the end, or until the run is asked to stop: the last State."""
     settings = Settings(outliers=run.options.outliers, threads=run.options.threads)
-    learner = annealing.Annealing(run.shard.embedded, state.manifold.lattice, settings, schedule(run.options),
-                                  comm=run.comm)
+    learner = annealing.Annealing(run.shard.embedded, state.manifold.lattice, settings,
+                                  schedule(run.options, len(run.table)), comm=run.comm)
     while not finished(run.options, state):
         run.stop.asked()   # tells the other ranks
         if run.stop.agreed():
@@ -167,19 +172,19 @@ def _report(run, state, report, seconds):
     run.log.tell("iteration", iteration=state.iteration, of=run.options.max_iterations, stage=report.stage,
                  temperature=report.temperature, log_likelihood=report.log_likelihood, held_out=report.held_out,
                  class_sizes=np.rint(report.class_sizes).astype(int), outliers=report.outliers, seconds=seconds,
-                 eta=_most_left(run.options, state) * seconds, memory=run.memory, **report.seconds)
+                 eta=_most_left(run, state) * seconds, memory=run.memory, **report.seconds)
 
 
-def _most_left(options, state):
+def _most_left(run, state):
     """Iterations that are left, at most."""
-    plan, stage = schedule(options), state.stage
+    plan, stage = schedule(run.options, len(run.table)), state.stage
     if stage == "done":
         return 0
     left = plan.settle - (state.in_stage if stage == "settle" else 0)
     if stage == "cool":
         temperatures = np.ceil(np.log(state.manifold.temperature / plan.coldest) / -np.log(plan.cooling)) + 1
         left += int(temperatures) * plan.sweeps - state.in_stage + 1
-    return min(left, options.max_iterations - state.iteration)
+    return min(left, run.options.max_iterations - state.iteration)
 
 
 def _reached(options, state):

@@ -250,7 +250,7 @@ def make_quanta(particles, *, comm):
 
 
 class Expectation:
-    """E steps of one model over the blocks of a rank. `weights(block)` is R of a block, float[n, K (+ 2)]."""
+    """E steps of one model over a rank's particles. `weights(block)`, a slice or rows, is R float[n, K (+ 2)]."""
 
     def __init__(self, particles, manifold):
         layout, dtype = particles.layout, particles.transformed.dtype
@@ -469,6 +469,17 @@ class Maximisation:
     def expect(self, manifold, blocks=None):
         """Totals over all ranks."""
         return expect(self.particles, manifold, self.quanta, self.settings.threads, blocks).reduced(comm=self.comm)
+
+    def held_out_likelihood(self, manifold):
+        """log p at T = 1 of the particles held out, of all ranks: nats a particle; NaN if there are none."""
+        expectation, total, n = Expectation(self.particles, manifold), np.zeros(1), 0
+        for block in self.particles.blocks:
+            held = block.start + np.flatnonzero(self.particles.held_out[block])
+            if len(held):
+                total += to_quanta(expectation.weights(held)[2].sum(), self.quanta.log_likelihood)
+                n += len(held)
+        total, n = sum_over_ranks(total, comm=self.comm), self.comm.allreduce(n)
+        return float(total[0]) / n if n else np.nan
 
     def step(self, manifold, blocks=None, blend=None):
         """(Manifold, Report): one E step over the blocks (all by default) and one M step.

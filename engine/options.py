@@ -304,6 +304,9 @@ class ClusterOptions(JobOptions):
                          section="iterations")
     held_out: float = key("fraction of the particles that judge and do not teach: the annealing ends when their "
                           "likelihood stops rising", 0.1, minimum=0, maximum=0.5, section="iterations")
+    minibatch_size: int | None = key("particles of an iteration while cooling; the end sees all", None, minimum=1,
+                                     null_means="all, or of many particles 16 a class, at least 16384", example=20000,
+                                     section="iterations")
     max_iterations: int = key("iterations, at most", 300, minimum=1, resumable=True, section="iterations")
 
     threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,

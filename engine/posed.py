@@ -27,7 +27,7 @@ from vitrea.engine.stacks import StackReader
 from vitrea.kernels.ctf import ctf, electron_wavelength
 from vitrea.kernels.embedding import HalfPlane, shell_power
 from vitrea.kernels.fourier import PixelsToMovingPoints
-from vitrea.kernels.mask import soft_disc
+from vitrea.kernels.mask import moved_disc, soft_disc
 
 FINEST_BY_DEFAULT = 10.0    # Å
 SMALLEST_RADIUS = 6         # shells; below this there is nothing to classify
@@ -36,6 +36,7 @@ BLOCK_SIZES = (64, 1024)    # particles
 BLOCKS_WANTED = 32
 PHASE_IN_A_BIN = 0.5        # radians: the CTF's phase changes by less over an angular bin
 MOST_ANGULAR_BINS = 16
+BACKGROUNDS = 4096          # images of an optics group whose background is measured: spectra to a percent
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,13 @@ class Poser:
         self._frequency = geometry.plane.frequency / (geometry.box_size * self._to_px)
         self._amplitude = geometry.amplitude[number] / self._box
         self._transform = PixelsToMovingPoints(self._box)
-        self._axis = np.arange(self._box) - self._box // 2
+        self._mask = np.empty((self._box, self._box))
 
     def mask(self, origin):
-        """float64[L, L]: the soft disc about a particle of `origin` (y, x) [px], which lies at −origin."""
-        distance = np.hypot((self._axis + origin[0])[:, None], self._axis + origin[1])
-        return soft_disc(distance, self._radius, self._edge)
+        """float64[L, L], until the next: the soft disc about a particle of `origin` (y, x) [px], which lies at
+        −origin."""
+        moved_disc(-origin[0], -origin[1], self._radius, self._edge, self._mask)
+        return self._mask
 
     def pose(self, image, psi, origin):
         """complex128[H]: the orthonormal transform, at the half plane's frequencies, of an image float[L, L] turned
@@ -221,6 +223,7 @@ class _Loader:
         ky, kx = geometry.plane.frequency.T
         self._frequency = np.hypot(ky, kx) / (geometry.box_size * geometry.pixel_size)
         self._angle = np.arctan2(ky, kx)
+        self._measured = _evenly(table.optics_index, BACKGROUNDS)
 
     def load(self, shard, arrays, local):
         """Fill the entries `local` of the shard; boxes may differ between optics groups."""
@@ -237,7 +240,8 @@ class _Loader:
         for i in np.flatnonzero(shard.usable[local]):
             mask = poser.mask(origin[i])
             modes[i] = poser.pose(images[i] * mask, self._table.psi[rows[i]], origin[i])
-            arrays.background[local[i] // arrays.block, group] += spectrum.outside(images[i], mask)
+            if self._measured[rows[i]]:
+                arrays.background[local[i] // arrays.block, group] += spectrum.outside(images[i], mask)
         transfer = self._transfer(rows, group)
         components = plane.embed(modes)
         arrays.power[local] = shell_power(components, plane.group, plane.shell)
@@ -282,6 +286,15 @@ class _Loader:
                        amplitude_contrast=optics.amplitude_contrast, intact_first_peak=choice == "intact_first_peak",
                        **column)
         return np.abs(transfer) if choice == "phase_flipped" else transfer
+
+
+def _evenly(optics_index, wanted):
+    """bool[n]: of each optics group, at least `wanted` rows (or all) at even distances."""
+    chosen = np.zeros(len(optics_index), dtype=bool)
+    for group in np.unique(optics_index):
+        rows = np.flatnonzero(optics_index == group)
+        chosen[rows[::max(len(rows) // wanted, 1)]] = True
+    return chosen
 
 
 class _Background:

@@ -1,4 +1,5 @@
 """Soft circular masks, on pixels and on angular harmonics."""
+import numba
 import numpy as np
 from scipy.special import jv
 
@@ -15,6 +16,27 @@ def disc_image(box_size, radius, edge):
     """float32[L, L]: the soft disc about the box centre L//2."""
     axis = np.arange(box_size) - box_size // 2
     return soft_disc(np.hypot(axis[:, None], axis), radius, edge).astype(np.float32)
+
+
+@numba.njit(nogil=True, cache=True)
+def moved_disc(centre_y, centre_x, radius, edge, out):
+    """The soft disc of `radius` and `edge` about (centre_y, centre_x), in px from pixel L//2: out float64[L, L]."""
+    half, outer2, inner2 = out.shape[0] // 2, (radius + edge) ** 2, radius**2
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            distance2 = (i - half - centre_y) ** 2 + (j - half - centre_x) ** 2
+            if distance2 <= inner2:
+                out[i, j] = 1.0
+            elif distance2 >= outer2:
+                out[i, j] = 0.0
+            else:
+                out[i, j] = 0.5 + 0.5 * np.cos(np.pi * (np.sqrt(distance2) - radius) / max(edge, 1e-6))
+
+
+def reference_moved_disc(centre_y, centre_x, radius, edge, out):
+    """NumPy twin of `moved_disc`."""
+    axis = np.arange(len(out)) - len(out) // 2
+    out[:] = soft_disc(np.hypot((axis - centre_y)[:, None], axis - centre_x), radius, edge)
 
 
 def harmonic_disc(grid, radius, edge):

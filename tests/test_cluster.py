@@ -224,7 +224,7 @@ def test_many_unrelated_classes_appear_although_their_mean_is_empty(seed):
     lattice, comm = make_lattice(options), own_communicator()
     components, beta = analyse(particles, 4, comm=comm)
     state = begin(from_components(lattice, particles.layout, components, beta), float(components.eigenvalues[0]))
-    state = fit(particles, state, Settings(), schedule(options), comm=comm)
+    state = fit(particles, state, Settings(), schedule(options, 2400), comm=comm)
     expectation = Expectation(particles, state.manifold)
     found = np.concatenate([assign(expectation, block).class_number for block in particles.blocks])
     assert sum(np.bincount(labels[found == k]).max() for k in np.unique(found)) / 2400 > 0.9

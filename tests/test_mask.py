@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 
 from vitrea.kernels.fourier import RingTransform
-from vitrea.kernels.mask import apply_harmonic_disc, disc_image, harmonic_disc, soft_disc
+from vitrea.kernels.mask import (
+    apply_harmonic_disc,
+    disc_image,
+    harmonic_disc,
+    moved_disc,
+    reference_moved_disc,
+    soft_disc,
+)
 from vitrea.kernels.polar import PolarGrid, PolarTransform, complete_rings, rings_to_table
 
 BOXES = [48, 49]
@@ -87,3 +94,12 @@ def test_the_operator_of_fewer_rings_is_a_corner_of_the_operator():
     narrow = wide.with_rings(9)
     for whole, part in zip(harmonic_disc(wide, 10.0, 5.0), harmonic_disc(narrow, 10.0, 5.0)):
         np.testing.assert_allclose(whole[:len(part), :len(part)], part, atol=1e-6)
+
+
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize(("centre", "edge"), [((0.0, 0.0), 5.0), ((3.7, -6.2), 2.5), ((1.0, 2.0), 0.0)])
+def test_a_moved_disc_is_its_twin(box, centre, edge):
+    found, expected = np.empty((2, box, box))
+    moved_disc(*centre, 0.3 * box, edge, found)
+    reference_moved_disc(*centre, 0.3 * box, edge, expected)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
