@@ -111,7 +111,7 @@ def reseed(run, model, class_weight, assigned, support, iteration):
     shares; EM then finds out whether the two differ. assigned [K]: how many particles each class has.
     """
     share = class_weight / class_weight.sum() * model.n_classes
-    pairs = _splits(share, assigned.astype(np.int64), support)
+    pairs = splits(share, assigned.astype(np.int64), support)
     if not pairs:
         return model, {}
     grid = run.geometry.grid.with_rings(model.rings)
@@ -131,14 +131,18 @@ def reseed(run, model, class_weight, assigned, support, iteration):
     return model, {int(new): int(donor) for new, donor in pairs}
 
 
-def _splits(share, counts, support):
-    """[(class to replace, class to split)], the emptiest first, each time the largest is split."""
-    pairs, counts = [], counts.copy()
+def splits(share, counts, support):
+    """[(class to replace, class its members come from)], the emptiest first, each time the largest is split.
+
+    A class that was replaced a moment ago may be the largest; what it holds are members of the class it came from.
+    """
+    pairs, share, counts, origin = [], share.copy(), counts.copy(), np.arange(len(share))
     for new in np.argsort(share, kind="stable"):
-        donor = int(np.argmax(share))
+        donor = np.argmax(share)
         if share[new] >= support or share[donor] < WORTH_SPLITTING or counts[donor] < LEAST_MEMBERS:
             break
-        pairs.append((int(new), donor))
+        origin[new] = origin[donor]
+        pairs.append((int(new), int(origin[donor])))
         share[new] = share[donor] = 0.5 * share[donor]
         counts[new] = counts[donor] = counts[donor] // 2
     return pairs
