@@ -12,9 +12,9 @@ import numpy as np
 from vitrea.engine.storage import InMemory, Kept
 from vitrea.kernels.ctf import ctf
 from vitrea.kernels.fourier import RingTransform
-from vitrea.kernels.mask import disc_image
+from vitrea.kernels.mask import disc_image, moments
 from vitrea.kernels.packed import PackedTable
-from vitrea.kernels.polar import PolarTransform, complete_rings, rings_to_table
+from vitrea.kernels.polar import PolarTransform, filter_rings, rings_to_table
 
 BATCH = 16                # images transformed at once, and rows of a run of neighbours
 LARGEST_BLOCK = 512       # particles: large enough for matrix products
@@ -132,8 +132,8 @@ class Loader:
         half = group.polar(images.astype(np.float32, copy=False))
         half *= self._fraction_ramp(rows)
         transfer = self._transfer(rows)
-        power, ctf2 = np.mean(np.abs(half) ** 2, axis=2), self._ctf2(transfer).astype(np.complex64)
-        shard.put(i, local, self._harmonics(half * transfer), ctf2, power, self._geometry.grid)
+        harmonics, power = self._harmonics(half, transfer)
+        shard.put(i, local, harmonics, self._ctf2(transfer), power, self._geometry.grid)
 
     def _group(self, optics):
         if optics not in self._groups:
@@ -178,24 +178,24 @@ class Loader:
                   for name in ("defocus_u", "defocus_v", "defocus_angle", "phase_shift", "bfactor")}
         transfer = ctf(self._geometry.frequency()[None, :, None], theta, voltage=group.voltage, cs=group.cs,
                        amplitude_contrast=group.amplitude_contrast, intact_first_peak=choice == "intact_first_peak",
-                       **column)
-        if choice == "phase_flipped":
-            transfer = np.abs(transfer)
-        return transfer.astype(np.float32)
+                       dtype=np.float32, **column)
+        return np.abs(transfer) if choice == "phase_flipped" else transfer
 
     def _ctf2(self, transfer):
-        harmonics = np.fft.rfft(transfer.astype(np.float64) ** 2, axis=2) / transfer.shape[2]
-        return harmonics[:, :, :self._geometry.ctf_terms].transpose(0, 2, 1)
+        """complex64[n, J, R]: the harmonics 0, 2, …, 2(J − 1) of C², which returns after half a ring."""
+        square, count = transfer.astype(np.float64) ** 2, transfer.shape[2]
+        waves = np.exp(-2j * np.pi / count * np.outer(np.arange(count), np.arange(self._geometry.ctf_terms))) / count
+        return (square @ waves.view(np.float64)).view(np.complex128).transpose(0, 2, 1).astype(np.complex64)
 
-    def _harmonics(self, half):
-        """complex64[n, size] of half rings complex64[n, R, n_angles/2]."""
-        grid = self._geometry.grid
-        complete_rings(half, self._rings.array[:len(half)])
+    def _harmonics(self, half, transfer):
+        """(complex64[n, size] of half rings complex64[n, R, n_angles/2] times C, float32[n, R] ring means of |half|²)."""
+        grid, power = self._geometry.grid, np.empty(half.shape[:2], dtype=np.float32)
+        filter_rings(half, transfer, self._rings.array[:len(half)], power)
         self._rings.array[len(half):] = 0
         self._rings.to_harmonics()
         coefficients = np.empty((len(half), grid.size), dtype=np.complex64)
         rings_to_table(self._rings.array, grid.first_ring, grid.offset, coefficients)
-        return coefficients
+        return coefficients, power
 
 
 class _GroupTransform:
@@ -204,14 +204,15 @@ class _GroupTransform:
     def __init__(self, optics_group, geometry, number):
         box, to_px = optics_group.box_size, geometry.pixel_size / optics_group.pixel_size
         self._mask = disc_image(box, geometry.image_radius * to_px, geometry.mask_edge * to_px)
-        self._outside = disc_image(box, geometry.particle_radius * to_px, 0.0) == 0.0
+        self._outside = np.flatnonzero(disc_image(box, geometry.particle_radius * to_px, 0.0) == 0.0)
         self._amplitude = np.float32(geometry.amplitude[number])
         self._transform = PolarTransform(geometry.grid, BATCH, box, geometry.magnification[number])
 
     def background(self, images):
         """float64[n, 2]: mean and standard deviation outside the particle circle."""
-        ring = images[:, self._outside].astype(np.float64)
-        return np.stack([ring.mean(axis=1), ring.std(axis=1)], axis=1)
+        out = np.empty((len(images), 2))
+        moments(images.reshape(len(images), -1), self._outside, out)
+        return out
 
     def polar(self, images):
         """Masked images float32[n, L, L] on half rings: complex64[n, R, n_angles/2]."""
@@ -220,9 +221,7 @@ class _GroupTransform:
 
 def unusable(images):
     """Why each image cannot be used; None where it can."""
-    flat = images.reshape(len(images), -1)
-    finite = np.isfinite(flat).all(axis=1)
-    with np.errstate(all="ignore"):
-        spread = np.where(finite, flat.std(axis=1, dtype=np.float64), 1.0)
-    return [None if ok and deviation > FLAT else "all pixels have one value" if ok else "has pixels that are not finite"
-            for ok, deviation in zip(finite, spread)]
+    flat, found = images.reshape(len(images), -1), np.empty((len(images), 2))
+    moments(flat, np.arange(flat.shape[1]), found)
+    return [None if deviation > FLAT else "has pixels that are not finite" if np.isnan(deviation)
+            else "all pixels have one value" for deviation in found[:, 1]]

@@ -76,26 +76,11 @@ class RingTransform:
         self._backward.execute()
 
 
-class PixelsToPoints:
-    """Batched type-2 non-uniform transform: float32[batch, L, L] → complex64[batch, points].
-
-    X(q) = Σ_x image(x) e^{−i q·x}, x counted from the box centre L//2, q = (q_y, q_x) in radians per pixel, |q| ≤ π.
-    """
-
-    def __init__(self, box_size, batch, frequency_y, frequency_x):
-        self.pixels = np.zeros((batch, box_size, box_size), dtype=np.complex64)
-        self.points = np.zeros((batch, frequency_y.size), dtype=np.complex64)
-        self._plan = finufft.Plan(2, (box_size, box_size), n_trans=batch, eps=NUFFT_TOLERANCE, isign=-1,
-                                  dtype="complex64", nthreads=1)
-        self._plan.setpts(frequency_y.astype(np.float32), frequency_x.astype(np.float32))
-
-    def execute(self):
-        """Fill `points` from `pixels`."""
-        self._plan.execute(self.pixels, out=self.points)
-
-
 class PointsToPixels:
-    """Batched type-1 non-uniform transform, the adjoint: image(x) = Σ_q X(q) e^{+i q·x}; complex64[batch, L, L]."""
+    """Batched type-1 non-uniform transform: image(x) = Σ_q X(q) e^{+i q·x}; complex64[batch, L, L].
+
+    x is counted from the box centre L//2, q = (q_y, q_x) in radians per pixel, |q| ≤ π.
+    """
 
     def __init__(self, box_size, batch, frequency_y, frequency_x):
         self.points = np.zeros((batch, frequency_y.size), dtype=np.complex64)

@@ -68,3 +68,27 @@ def apply_harmonic_disc(grid, operators, coefficients):
     for m, operator in enumerate(operators):
         part = coefficients[:, grid.offset[m]:grid.offset[m + 1]]
         part[...] = part @ operator.T
+
+
+@numba.njit(nogil=True, cache=True)
+def moments(images, pixels, out):
+    """Mean and standard deviation of `pixels` int64[P] of each image float32[n, L·L], not finite where one of them is
+    not: out float64[n, 2]."""
+    for i in range(images.shape[0]):
+        image = images[i]
+        origin, total, square = np.float64(image[pixels[0]]), 0.0, 0.0   # near the mean: else Σx² would lose digits
+        for p in pixels:
+            value = image[p] - origin
+            total += value
+            square += value * value
+        mean = total / pixels.size
+        out[i, 0], out[i, 1] = origin + mean, np.sqrt(max(square / pixels.size - mean * mean, 0.0))
+        if not np.isfinite(square):
+            out[i, 1] = np.nan
+
+
+def reference_moments(images, pixels, out):
+    """NumPy twin of `moments`."""
+    chosen = images[:, pixels].astype(np.float64)
+    with np.errstate(all="ignore"):
+        out[:, 0], out[:, 1] = chosen.mean(axis=1), chosen.std(axis=1)

@@ -11,7 +11,8 @@ from functools import cached_property
 import numba
 import numpy as np
 
-from vitrea.kernels.fourier import PixelsToPoints, PointsToPixels, RingTransform, fast_length
+from vitrea.kernels.fourier import PointsToPixels, RingTransform, fast_length
+from vitrea.kernels.gridding import PixelsToPoints
 
 
 @dataclass(frozen=True)
@@ -138,16 +139,14 @@ class PolarTransform:
         self.box_size = box_size or grid.box_size
         radius = 2.0 * np.pi * magnification * np.arange(1, grid.n_rings + 1)[:, None] / self.box_size
         theta = grid.angles()[None, :grid.n_angles // 2]
-        self._frequency = ((radius * np.sin(theta)).ravel(), (radius * np.cos(theta)).ravel())
-        self._forward = PixelsToPoints(self.box_size, batch, *self._frequency)
+        self._forward = PixelsToPoints(self.box_size, batch, (radius * np.sin(theta)).ravel(),
+                                       (radius * np.cos(theta)).ravel())
 
     def forward(self, images):
         """float32[b ≤ batch, L, L] → complex64[b, R, n_angles/2], normalised by 1/L as an orthonormal transform."""
-        self._forward.pixels[:len(images)] = images
-        self._forward.pixels[len(images):] = 0
-        self._forward.execute()
-        half = self._forward.points[:len(images)].reshape(len(images), self.grid.n_rings, -1)
-        return half * np.float32(1.0 / self.box_size)
+        self._forward.execute(images)
+        half = np.multiply(self._forward.points[:, :len(images)].T, np.float32(1.0 / self.box_size), order="C")
+        return half.reshape(len(images), self.grid.n_rings, -1)
 
 
 class PolarSynthesis:
@@ -186,3 +185,27 @@ def complete_rings(half, out):
     count = half.shape[2]
     out[..., :count] = half
     np.conjugate(half, out=out[..., count:])
+
+
+@numba.njit(nogil=True, cache=True)
+def filter_rings(half, transfer, out, power):
+    """`complete_rings` of half · transfer, and power float32[B, R], the mean of |half|² on each ring.
+
+    half complex64[B, R, n/2]; transfer float32[B, R, n/2] (or [B, R, 1]) is that of a real filter.
+    """
+    count, last = half.shape[2], transfer.shape[2] - 1
+    for b in range(half.shape[0]):
+        for r in range(half.shape[1]):
+            total = 0.0
+            for j in range(count):
+                value = half[b, r, j]
+                total += value.real * value.real + value.imag * value.imag
+                value = value * transfer[b, r, min(j, last)]
+                out[b, r, j], out[b, r, count + j] = value, np.conj(value)
+            power[b, r] = total / count
+
+
+def reference_filter_rings(half, transfer, out, power):
+    """NumPy twin of `filter_rings`."""
+    power[:] = np.mean(np.abs(half) ** 2, axis=2)
+    complete_rings(half * transfer, out)

@@ -5,7 +5,6 @@ import pytest
 from vitrea.kernels.fourier import (
     LinesToAngles,
     LinesToHarmonics,
-    PixelsToPoints,
     PointsToPixels,
     RingTransform,
     fast_length,
@@ -74,18 +73,6 @@ def test_ring_transform_expands_rings_in_harmonics_and_sums_them_again(n_angles)
     np.testing.assert_allclose(plan.array, samples @ np.exp(-1j * theta[:, None] * m) / n_angles, atol=1e-5)
     plan.to_angles()
     np.testing.assert_allclose(plan.array, samples, atol=1e-5)
-
-
-@pytest.mark.parametrize("box_size", BOXES)
-def test_pixels_to_points_is_the_fourier_sum_about_the_box_centre(box_size):
-    random = np.random.default_rng(box_size)
-    q_y, q_x = frequencies(random, 40)
-    images = random.normal(size=(3, box_size, box_size))
-    plan = PixelsToPoints(box_size, 3, q_y, q_x)
-    plan.pixels[:] = images
-    plan.execute()
-    expected = np.einsum("qyx,byx->bq", direct_modes(box_size, q_y, q_x), images)
-    np.testing.assert_allclose(plan.points, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("box_size", BOXES)

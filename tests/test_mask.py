@@ -7,7 +7,9 @@ from vitrea.kernels.mask import (
     apply_harmonic_disc,
     disc_image,
     harmonic_disc,
+    moments,
     moved_disc,
+    reference_moments,
     reference_moved_disc,
     soft_disc,
 )
@@ -94,6 +96,20 @@ def test_the_operator_of_fewer_rings_is_a_corner_of_the_operator():
     narrow = wide.with_rings(9)
     for whole, part in zip(harmonic_disc(wide, 10.0, 5.0), harmonic_disc(narrow, 10.0, 5.0)):
         np.testing.assert_allclose(whole[:len(part), :len(part)], part, atol=1e-6)
+
+
+def test_moments_are_those_of_the_twin_far_from_zero_and_not_finite_where_a_pixel_is_not():
+    """A constant image of 12345.678 has no deviation at all, which is how empty images are found."""
+    random = np.random.default_rng(5)
+    images = (1e4 + random.normal(size=(6, 400))).astype(np.float32)
+    images[1], images[2, 30], images[3, 31], images[4, 0] = 12345.678, np.nan, np.inf, -np.inf
+    pixels = np.arange(0, 400, 2)
+    found, expected = np.empty((6, 2)), np.empty((6, 2))
+    moments(images, pixels, found)
+    reference_moments(images, pixels, expected)
+    np.testing.assert_allclose(found[[0, 1, 3, 5]], expected[[0, 1, 3, 5]], rtol=1e-9)
+    assert found[1, 1] == 0.0
+    assert np.isnan(found[[2, 4], 1]).all()
 
 
 @pytest.mark.parametrize("box", BOXES)

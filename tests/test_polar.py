@@ -10,6 +10,8 @@ from vitrea.kernels.polar import (
     PolarSynthesis,
     PolarTransform,
     complete_rings,
+    filter_rings,
+    reference_filter_rings,
     rings_to_table,
     table_to_rings,
 )
@@ -221,3 +223,15 @@ def test_noise_inside_the_support_keeps_all_but_a_ten_thousandth_of_its_power(bo
     whole = np.mean(np.abs(PolarTransform(grid, 4).forward(noise.astype(np.float32))) ** 2, axis=2)
     kept = grid.ring_power(tables(grid, noise))
     assert np.abs(1.0 - kept.sum(axis=0) / whole.sum(axis=0)).max() < 1e-4
+
+
+@pytest.mark.parametrize("astigmatic", [True, False])
+def test_filtered_rings_are_those_of_the_twin(astigmatic):
+    random = np.random.default_rng(3)
+    half = (random.normal(size=(3, 5, 12)) + 1j * random.normal(size=(3, 5, 12))).astype(np.complex64)
+    transfer = random.normal(size=(3, 5, 12 if astigmatic else 1)).astype(np.float32)
+    found, expected = ((np.empty((3, 5, 24), np.complex64), np.empty((3, 5), np.float32)) for _ in range(2))
+    filter_rings(half, transfer, *found)
+    reference_filter_rings(half, transfer, *expected)
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
