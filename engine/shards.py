@@ -188,7 +188,7 @@ class Loader:
         return (square @ waves.view(np.float64)).view(np.complex128).transpose(0, 2, 1).astype(np.complex64)
 
     def _harmonics(self, half, transfer):
-        """(complex64[n, size] of half rings complex64[n, R, n_angles/2] times C, float32[n, R] ring means of |half|²)."""
+        """complex64[n, size] of half rings complex64[n, R, n_angles/2] times C; ring means of |half|² float32[n, R]."""
         grid, power = self._geometry.grid, np.empty(half.shape[:2], dtype=np.float32)
         filter_rings(half, transfer, self._rings.array[:len(half)], power)
         self._rings.array[len(half):] = 0
