@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -64,8 +65,21 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
 def _add(commands, parent, name, words, function):
     parser = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".",
                                  formatter_class=parent.formatter_class)
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=functools.partial(_until_signalled, function))
     return parser
+
+
+def _until_signalled(function, arguments):
+    """Run a sub-command; a signal leaves no program running and no temporary folder."""
+    from vitrea.benchmarks.measure import ended_by_signals
+    from vitrea.benchmarks.progress import Progress
+
+    arguments.progress = Progress()
+    try:
+        with ended_by_signals():
+            return function(arguments)
+    finally:
+        arguments.progress.clear()
 
 
 def _add_sizes(parser):
@@ -160,6 +174,7 @@ def _add_peers(parser):
     add("--offset-range", type=float, default=5.0, metavar="PX", help="shifts searched [px] (default 5)")
     add("--offset-step", type=float, default=2.0, metavar="PX", help="coarse step of shifts [px] (default 2)")
     add("--diameter", type=float, metavar="A", help="particle diameter [Å] (default: 0.78 of the box)")
+    add("--n", type=whole, default=1, metavar="N", help="runs of Vitrea beside one of each peer (default 1)")
     _add_output(parser)
 
 
@@ -215,9 +230,9 @@ def _kernels(arguments):
     records = []
     for name in arguments.names:
         adaptive = getattr(arguments, "adaptive", False)
-        records.append(measure("adaptive" if adaptive else name, sizes, effort))
+        records.append(measure("adaptive" if adaptive else name, sizes, effort, arguments.progress))
         keep(arguments.records, records[-1])
-        print(json.dumps(records[-1]) if arguments.json else told(records[-1]), flush=True)
+        arguments.progress.result(json.dumps(records[-1]) if arguments.json else told(records[-1]))
     if arguments.plot:
         draw_roofline(arguments.plot, records)
     if not arguments.json:
@@ -226,25 +241,28 @@ def _kernels(arguments):
 
 
 def _scan(arguments):
-    from vitrea.benchmarks.records import keep
     from vitrea.benchmarks.scan import ScanSizes, told
     from vitrea.benchmarks.suite import QUICK, Effort, measure
 
     sizes = ScanSizes(arguments.network, arguments.side, arguments.pixel_size, arguments.diameter,
                       arguments.orientations, arguments.seed)
-    record = measure("scan", sizes, Effort(arguments.n, **(QUICK if arguments.quick else {})))
-    keep(arguments.records, record)
-    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
-    return 0
+    record = measure("scan", sizes, Effort(arguments.n, **(QUICK if arguments.quick else {})), arguments.progress)
+    return _kept(arguments, record, told)
 
 
 def _picker(arguments):
     from vitrea.benchmarks.picking import measure, told
+
+    record = measure(arguments.set, (arguments.network, arguments.seed, arguments.steps), arguments.progress)
+    return _kept(arguments, record, told)
+
+
+def _kept(arguments, record, told):
+    """Keep and print one record; 0."""
     from vitrea.benchmarks.records import keep
 
-    record = measure(arguments.set, arguments.network, arguments.seed, arguments.steps)
     keep(arguments.records, record)
-    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
+    arguments.progress.result(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
     return 0
 
 
@@ -255,22 +273,18 @@ def _where(arguments, record):
 
 
 def _run(arguments):
-    from vitrea.benchmarks.records import keep
     from vitrea.benchmarks.whole import measure, told
 
-    record = measure(arguments)
-    keep(arguments.records, record)
-    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
-    return 0
+    return _kept(arguments, measure(arguments, arguments.progress), told)
 
 
 def _startup(arguments):
     from vitrea.benchmarks.records import keep
     from vitrea.benchmarks.startup import measure, told
 
-    for record in measure(arguments.n):
+    for record in measure(arguments.n, arguments.progress):
         keep(arguments.records, record)
-        print(json.dumps(record) if arguments.json else told(record))
+        arguments.progress.result(json.dumps(record) if arguments.json else told(record))
     return 0
 
 

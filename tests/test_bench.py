@@ -3,8 +3,13 @@
 No test looks at a time: only at what is computed, counted and said.
 """
 
+import io
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +26,7 @@ from vitrea.benchmarks.launching import launcher_words
 from vitrea.benchmarks.machine import Limits, Work, triad
 from vitrea.benchmarks.peers import found_peers
 from vitrea.benchmarks.predict import Rates, gather_bytes, largest_share, predicted, row_seconds
+from vitrea.benchmarks.progress import REWRITTEN, Progress
 from vitrea.benchmarks.report import check_times, grouped
 from vitrea.benchmarks.specimens import Sizes, make_search_of, particles_of
 from vitrea.benchmarks.startup import told as startup_told
@@ -416,9 +422,113 @@ def test_bench_run_tells_speed_and_split(tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["bench.jsonl"]
 
 
-def test_a_peer_that_is_missing_is_left_out_with_a_line(capsys):
+def test_a_peer_that_is_missing_is_left_out_with_a_line_and_only_mistyped_ones_are_a_mistake(capsys, monkeypatch):
     assert found_peers(["/nowhere/relion_refine=--cpu --grad", "sh=--j 2"]) == [(found_peers(["sh"])[0][0], "--j 2")]
-    assert "/nowhere/relion_refine is not installed and is left out" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "/nowhere/relion_refine is not installed and is left out" in told.err
+    assert told.out == "", "stdout is for records"
+    assert main(["bench", "peers", "--relion", "/no/such=--cpu"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("vitrea: --relion: no program was found at /no/such; expected a relion_refine")
+    assert told.count("\n") == 1
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert found_peers(None) == [], "nobody asked for it by name"
+
+
+# What stands in for a peer: it copies the result of Vitrea's run, and works a little after its first files are there.
+PEER = """#!/bin/sh
+[ "$1" = --version ] && { echo RELION version: 9.9; exit; }
+while [ "$1" != --o ]; do shift; done
+burn() { i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done; }
+burn; touch $2_it000_model.star; sleep 0.3; burn; burn
+cp vitrea_*/run_data.star $2_it002_data.star; cp vitrea_*/run_classes.mrcs $2_it002_classes.mrcs
+"""
+
+
+def test_peers_are_set_beside_medians_of_ours_whole_and_by_iterations(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("peer").write_text(PEER)
+    Path("peer").chmod(0o755)
+    words = ["bench", "peers", "--particles", "130", "--views", "2", "--box", "32", "--pixel-size", "6", "--snr", "0.3",
+             "--classes", "2", "--iterations", "2", "--psi-step", "24", "--offset-range", "2", "--relion",
+             f"{tmp_path / 'peer'}=--cpu"]
+    assert main([*words, "--n", "2"]) == 0
+    said = capsys.readouterr().out
+    ours, theirs = (json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines())
+    assert (ours["n"], len(ours["samples"]), theirs["n"]) == (2, 2, 1)
+    assert ours["purity"] == theirs["purity"]
+    assert (theirs["version"], theirs["flags"]) == ("9.9", "--cpu")
+    for record in (ours, theirs):
+        assert 0 < record["cpu_iterating"] < record["cpu_seconds"]
+        assert 0 < record["wall_iterating"] < record["wall_seconds"]
+    assert theirs["cpu_iterating"] > 0.5 * theirs["cpu_seconds"], "two parts of three come after the first files"
+    last = said.splitlines()[-2].split("|")
+    assert last[1].strip() == "relion 9.9 --cpu"
+    for text, name in zip(last[2:], ("cpu_seconds", "cpu_iterating", "wall_seconds", "wall_iterating")):
+        assert float(text) == pytest.approx(theirs[name] / ours[name], abs=0.06)
+
+
+def test_a_benchmark_that_is_ended_leaves_no_program_and_no_folder(tmp_path):
+    """SIGTERM to `vitrea bench` while a peer works: the peer and what it started are gone, the folder too."""
+    (tmp_path / "peer").write_text('#!/bin/sh\n[ "$1" = --version ] && exit\n'
+                                   f"sleep 600 & echo $! > {tmp_path}/child\nwait\n")
+    (tmp_path / "peer").chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-m", "vitrea.jobs", "bench", "peers", "--particles", "20", "--views", "2", "--box",
+               "32", "--pixel-size", "6", "--classes", "2", "--iterations", "1", "--psi-step", "45", "--offset-range",
+               "0", "--relion", str(tmp_path / "peer")]
+    told = tmp_path / "told"
+    with told.open("w") as file:
+        bench = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")}, stderr=file)
+    try:
+        child = tmp_path / "child"
+        _wait(lambda: (child.exists() and child.read_text().strip()) or bench.poll() is not None)
+        assert bench.poll() is None, told.read_text()
+        assert list((tmp_path / "tmp").iterdir())
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    finally:
+        bench.kill()
+        bench.wait()
+    assert list((tmp_path / "tmp").iterdir()) == []
+    _wait(lambda: not Path("/proc", child.read_text().strip()).exists())
+
+
+def _wait(holds, seconds=120):
+    """Until holds(); fails after some seconds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_one_line_that_is_rewritten_on_a_terminal_and_a_line_a_step_elsewhere(terminal, capsys):
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    progress = Progress(out)
+    progress.step("estep: runs", 4)
+    progress.done()
+    progress.done()
+    progress.result("found")
+    progress.step("limits")
+    assert capsys.readouterr().out == "found\n"
+    told = out.getvalue()
+    if not terminal:
+        assert told == "0:00:00  estep: runs, 4 in all\n0:00:00  limits\n"
+        return
+    drawn = told.split(REWRITTEN)
+    assert drawn[1:4] == ["0:00:00  estep: runs   0 of 4 done", "0:00:00  estep: runs   1 of 4 done, 0:00:00 left",
+                          "0:00:00  estep: runs   2 of 4 done, 0:00:00 left"]
+    assert drawn[4:] == ["", "0:00:00  limits"], "the line is taken away before a result is printed"
+    assert "\n" not in told
+
+
+def test_the_time_left_is_that_of_the_runs_to_come():
+    progress = Progress(io.StringIO())
+    progress.step("runs", 4)
+    progress.done()
+    assert progress.line(progress._step_begin + 100.0).endswith("1 of 4 done, 0:05:00 left")
 
 
 def record_of(samples, **other):
