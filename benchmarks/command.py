@@ -27,6 +27,7 @@ examples:
   vitrea new bench > scaling.yaml; vitrea bench scaling.yaml
   vitrea bench peers --particles 1000 --classes 10
   vitrea bench startup
+  mpiexec -n 8 vitrea bench network
   vitrea bench hinge --snr 0.02 0.01 --seeds 0 1 2 --json
   vitrea bench manifold
   vitrea bench compare before.jsonl after.jsonl
@@ -54,6 +55,7 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
                      _picker))
     _add_run(_add(commands, parser, "run", "a whole run of classify2d on a simulated stack", _run))
     _add_startup(_add(commands, parser, "startup", "fresh processes: to the help, to the first iteration", _startup))
+    _add_network(_add(commands, parser, "network", "Allreduces between the ranks it is started on", _network))
     _add_scaling(_add(commands, parser, "scaling", "a scaling study: vitrea bench STUDY.yaml", _scaling))
     _add_peers(_add(commands, parser, "peers", "RELION beside us, on the same stack", _peers))
     _add_hinge(_add(commands, parser, "hinge", "manifold learning beside four methods, at low signal", _hinge))
@@ -150,6 +152,14 @@ def _add_run(parser):
 
 def _add_startup(parser):
     parser.add_argument("--n", type=whole, default=5, metavar="N", help="processes under the clock, each (default 5)")
+    _add_output(parser)
+
+
+def _add_network(parser):
+    parser.epilog = "Start it with the launcher of a job: mpiexec -n 8 vitrea bench network"
+    parser.add_argument("--bytes", type=whole, nargs="+", default=[8, 2**10, 2**14, 2**18, 2**20, 2**22, 2**24],
+                        metavar="B", help="sizes of the message [bytes] (default 8 to 16 MiB)")
+    parser.add_argument("--n", type=whole, default=20, metavar="N", help="Allreduces of each size (default 20)")
     _add_output(parser)
 
 
@@ -286,6 +296,12 @@ def _startup(arguments):
         keep(arguments.records, record)
         arguments.progress.result(json.dumps(record) if arguments.json else told(record))
     return 0
+
+
+def _network(arguments):
+    from vitrea.benchmarks.network import command
+
+    return command(arguments)
 
 
 def _scaling(arguments):
