@@ -22,7 +22,7 @@ from vitrea.engine.comm import StopRequest, library_name, node_count
 from vitrea.engine.errors import JobError
 from vitrea.engine.load import read_table
 from vitrea.engine.log import NullLog, RunLog
-from vitrea.engine.manifold import OUTLIER_START, Settings
+from vitrea.engine.manifold import Settings
 from vitrea.engine.posed import PosedGeometry, PosedShard, make_posed_geometry, read_posed
 
 COMPONENTS = 8   # principal components looked at; a start uses as many as its grid has axes
@@ -100,19 +100,19 @@ def make_lattice(options):
 def start(run):
     """The first State: just below the temperature where classes appear, or, from given classes, at the last one."""
     options, embedded = run.options, run.shard.embedded
-    lattice, layout, junk = make_lattice(options), embedded.layout, OUTLIER_START if options.outliers else 0.0
+    lattice, layout = make_lattice(options), embedded.layout
     components, beta = starts.analyse(embedded, max(COMPONENTS, lattice.dimension), comm=run.comm, seed=options.seed)
     critical = float(components.eigenvalues[0])
     run.log.line(f"classes appear at T {critical:.2f}; {components.significant()} of the first "
                  f"{len(components.eigenvalues)} principal components stand above the noise")
     if options.start == "classes":
         references = given_classes(run, lattice.n_nodes)
-        return annealing.begin_settled(starts.from_references(lattice, layout, references, beta, junk),
+        return annealing.begin_settled(starts.from_references(lattice, layout, references, beta),
                                        options.temperature)
     if options.start == "random":
-        manifold = starts.at_random(lattice, layout, components, beta, options.seed, junk)
+        manifold = starts.at_random(lattice, layout, components, beta, options.seed)
     else:
-        manifold = starts.from_components(lattice, layout, components, beta, junk)
+        manifold = starts.from_components(lattice, layout, components, beta)
     return annealing.begin(manifold, critical, options.temperature)
 
 
