@@ -27,7 +27,7 @@ from vitrea.benchmarks.machine import Limits, Work, triad
 from vitrea.benchmarks.peers import found_peers
 from vitrea.benchmarks.predict import Rates, gather_bytes, largest_share, predicted, row_seconds
 from vitrea.benchmarks.progress import REWRITTEN, Progress
-from vitrea.benchmarks.report import check_times, grouped
+from vitrea.benchmarks.report import check_times, grouped, without_cores
 from vitrea.benchmarks.specimens import Sizes, make_search_of, particles_of
 from vitrea.benchmarks.startup import told as startup_told
 from vitrea.benchmarks.study import Network, Study, read_study
@@ -265,12 +265,17 @@ def test_new_bench_prints_the_example(capsys):
     [("layots: [[1, 1]]", "s.yaml: unknown key 'layots'; did you mean layouts?"),
      ("stack: {boxx: 3}", "s.yaml: stack: unknown key 'boxx'; did you mean box?"),
      ("job: {max_iteration: 3}", "s.yaml: job: unknown key 'max_iteration'; expected keys of classify2d; did you mean"),
-     ("stack: 7", "s.yaml: stack: '7' was found; expected a group of keys"),
+     ("stack: 7", "s.yaml: stack: 7 was found; expected a group of keys"),
      ("repeats: many", "s.yaml: repeats: 'many' was found; expected a whole number"),
      ("network: {latency: fast}", "s.yaml: network: latency: 'fast' was found; expected a number"),
-     ("classes: 20", r"s.yaml: classes: '20' was found; expected a list in \[ \]"),
+     ("classes: 20", r"s.yaml: classes: 20 was found; expected a list in \[ \]"),
+     ("classes: '4'", r"s.yaml: classes: '4' was found; expected a list in \[ \]"),
+     ("repeats: true", "s.yaml: repeats: true was found; expected a whole number"),
+     ("job: {psi_step: 90}", r"s.yaml: job: psi_step is 90; expected a number \[degrees\], 0.5 to 45"),
+     ("job: {n_classes: 4}", "s.yaml: job: n_classes is there; expected keys that the study does not set itself; use "
+                             "classes"),
      ("layouts: [[2, 1]]", r"s.yaml: layouts: \[1, 1\] is not among them; expected it"),
-     ("layouts: [[1, 1], [2]]", r"s.yaml: layouts: \(2,\) was found; expected pairs \[ranks, threads\]"),
+     ("layouts: [[1, 1], [2]]", r"s.yaml: layouts: \[2\] was found; expected pairs \[ranks, threads\]"),
      ("strong: []\nweak: []", "s.yaml: strong and weak are both empty"),
      ("strong: [-4]", r"s.yaml: strong: \[-4\] was found; expected whole numbers above 0"),
      ("launcher: srun", "s.yaml: launcher: 'srun' was found; expected {ranks} in it"),
@@ -284,6 +289,23 @@ def test_mistakes_in_a_study_are_sentences(tmp_path, monkeypatch, text, sentence
         read_study("s.yaml")
     with pytest.raises(JobError, match=r"none\.yaml: cannot be read"):
         read_study("none.yaml")
+
+
+def test_a_folder_belongs_to_one_study(tmp_path, monkeypatch, capsys):
+    """What decides the cases may not change under them; repeats, the network and the prediction may."""
+    monkeypatch.chdir(tmp_path)
+    text = "output: out\nstrong: [40]\nclasses: [2]\n"
+    Path("s.yaml").write_text(text)
+    assert main(["bench", "s.yaml", "--submit", "slurm"]) == 0
+    Path("more.yaml").write_text(text + "repeats: 5\nnetwork: {latency: 1.0e-6}\npredict: {ranks: [128]}\n")
+    assert main(["bench", "more.yaml", "--list"]) == 0
+    Path("other.yaml").write_text(text.replace("[40]", "[80]") + "job: {psi_step: 12}\n")
+    capsys.readouterr()
+    for option in ("--list", "--prepare", "--report", "--case=0", "--submit=pbs"):
+        assert main(["bench", "other.yaml", option]) == 2
+        assert ("output: out holds the cases of another study (strong is [80] here and [40] there; job is {'psi_step': "
+                "12} here and {'max_iterations': 6} there); expected the same study or a new folder"
+                ) in capsys.readouterr().err
 
 
 def test_weak_scaling_keeps_the_particles_a_core():
@@ -344,6 +366,16 @@ def test_times_are_checked_where_each_rank_has_a_core_and_the_source_of_the_rate
     assert found[2]["measured"] == {"seconds": 3.0, "e_step": 2.0, "m_step": 0.5, "reduce": 0.25}
 
 
+def test_messages_of_layouts_without_cores_are_predicted_from_the_bytes_that_were_counted():
+    rates = Rates(t_particle=1e-3, m_step=0.5, rest=0.0, row=0.0, sums=8_000_000, small=0)
+    rows = [{"layout": layout, "particles": 4096, "classes": 3, "oversubscribed": layout[0] * layout[1] > 2}
+            for layout in ((1, 1), (2, 1), (2, 2), (8, 1))]
+    eight, = without_cores(Study(network=Network(latency=0.0, bandwidth=1e9)), rows, {3: rates})
+    assert (eight["ranks"], eight["particles"]) == (8, 4096)
+    messages = 2 * 7 / 8 * 8e-3 + gather_bytes(4096) / 1e9
+    assert eight["communication"] == pytest.approx(messages / (0.512 + 0.5 + messages))
+
+
 def test_startup_is_measured_in_fresh_processes_and_set_beside_its_limits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "startup", "--n", "1"]) == 0
@@ -375,6 +407,7 @@ def test_a_study_runs_counts_and_predicts(tmp_path, monkeypatch, capsys):
     assert "## Predicted, not measured" in said
     assert "No run but the source of the rates could be compared." in said, "two ranks on one core are no check"
     assert "| oversubscribed |" in said
+    assert "if every rank had a core" in said
     assert (tmp_path / "out" / "scaling.md").read_text() in said
     assert {"scaling.png", "predicted.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
