@@ -30,6 +30,7 @@ examples:
   mpiexec -n 8 vitrea bench network
   vitrea bench hinge --snr 0.02 0.01 --seeds 0 1 2 --json
   vitrea bench manifold
+  vitrea bench streaming --sizes 20000 80000
   vitrea bench compare before.jsonl after.jsonl
 
 Kernels are checked against their NumPy twins before the clock starts. Every measurement is one line in bench.jsonl,
@@ -60,6 +61,7 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     _add_peers(_add(commands, parser, "peers", "RELION beside us, on the same stack", _peers))
     _add_hinge(_add(commands, parser, "hinge", "manifold learning beside four methods, at low signal", _hinge))
     _add_manifold(_add(commands, parser, "manifold", "manifold learning: E step, and solve of the M step", _manifold))
+    _add_streaming(_add(commands, parser, "streaming", "particles in scratch: memory, disk and time", _streaming))
     _add_compare(_add(commands, parser, "compare", "what changed between two files of records", _compare))
     return ["scaling", *words] if words and words[0].endswith(YAML) else words
 
@@ -209,6 +211,14 @@ def _add_manifold(parser):
     _add_output(parser)
 
 
+def _add_streaming(parser):
+    add = parser.add_argument
+    add("--sizes", type=whole, nargs="+", default=[20_000, 80_000], metavar="N",
+        help="particles of each stack that is compared (default 20000 80000)")
+    add("--keep", type=Path, metavar="DIR", help="keep stacks and runs here (default: a temporary folder, removed)")
+    _add_output(parser)
+
+
 def _add_compare(parser):
     parser.add_argument("before", type=Path, metavar="A", help="JSON lines of vitrea bench")
     parser.add_argument("after", type=Path, metavar="B", help="JSON lines of vitrea bench")
@@ -324,6 +334,12 @@ def _hinge(arguments):
 
 def _manifold(arguments):
     from vitrea.benchmarks.manifold import command
+
+    return command(arguments)
+
+
+def _streaming(arguments):
+    from vitrea.benchmarks.streaming import command
 
     return command(arguments)
 

@@ -151,8 +151,9 @@ def test_the_triad_is_a_triad():
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [({"shifts": 20}, "--shifts: 20 points do not fill a disc; expected one of 1, 5, 9, 13, 21, "),
-     ({"rotations": 100}, "--rotations: 100 angles cannot hold 39 rings of a particle of 32 px radius, .* use "
-                          "--rotations 240"),
+     ({"rotations": 100}, "--rotations: 100 angles are too few for 39 rings of a particle of 32 px radius; expected at "
+                          "least 2..; use --rotations 240"),
+     ({"rotations": 244}, "--rotations: no search has 244 angles; expected a multiple of 8 .*; use --rotations 256"),
      ({"rings": 39, "box": 64}, "--rings: 39 rings, but a box of 64 px has 32; expected no more; use --box 80"),
      ({"classes": 0}, "--classes: 0 was found; expected at least 1")],
 )

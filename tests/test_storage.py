@@ -301,7 +301,7 @@ def test_the_streaming_benchmark_compares_the_results_and_tells_memory_disk_and_
     told = streaming.told(records)
     assert "same run_data.star" in told
     assert told.count("\n| 150") == 2
-    monkeypatch.setattr(streaming, "observe", lambda folder, name, keys: different(folder / name))
+    monkeypatch.setattr(streaming, "observe", lambda folder, name, keys, **_: different(folder / name))
     with pytest.raises(SystemExit, match="differs between particles in memory"):
         list(streaming._both(tmp_path, "stack_n150", 150))
 
