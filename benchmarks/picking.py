@@ -25,6 +25,7 @@ from vitrea.picker import pick_job, pick_train
 from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.evaluate import Counts, count
 from vitrea.picker.options import PickOptions, PickTrainOptions
+from vitrea.picker.results import coordinates_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -127,7 +128,7 @@ def _pixel_size(folder):
 
 
 def _score(folder, picked, stem, radius):
-    path = pick_job.coordinates_path(picked, str(folder / "micrographs" / f"{stem}.mrc"))
+    path = coordinates_path(picked, str(folder / "micrographs" / f"{stem}.mrc"))
     discs = folder / "ignore" / f"{stem}.csv"
     ignored = np.zeros((0, 3))
     if discs.exists():

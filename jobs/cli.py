@@ -74,6 +74,23 @@ def _resume(arguments: argparse.Namespace) -> int:
     return resume(arguments.folder, arguments.set)
 
 
+def _threshold(arguments: argparse.Namespace) -> int:
+    _one_blas_thread()
+    from vitrea.jobs.run import read_run
+    from vitrea.picker.rethreshold import Labels, by_number, by_value, change_threshold, format_change
+
+    if arguments.labels is not None and arguments.radius is None:
+        raise JobError("--labels: no --radius was given; expected the distance in Å up to which a pick is right; a "
+                       "quarter of the particle's diameter is usual")
+    choose, labels = None, None
+    if arguments.labels is not None:
+        labels = Labels(arguments.labels, arguments.radius, arguments.ignore, arguments.beta, arguments.y_axis)
+    else:
+        choose = by_value(arguments.value) if arguments.value is not None else by_number(arguments.expected)
+    print(format_change(change_threshold(read_run(arguments.folder, "pick"), choose, labels)))
+    return DONE
+
+
 def _simulate_particles(arguments: argparse.Namespace) -> int:
     _one_blas_thread()
     from vitrea.engine.simulate import ParticleSimulation, simulate_particles
@@ -141,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_job_commands(commands)
+    _add_threshold(commands)
     _add_simulate(commands)
     _add_views(commands)
     _add_bench(commands)
@@ -180,6 +198,26 @@ def _add_job_commands(commands: argparse._SubParsersAction) -> None:
     resume.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder")
     resume.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
                         help="change a key marked for it in docs/job-keys.md, e.g. --set threads=2")
+
+
+def _add_threshold(commands: argparse._SubParsersAction) -> None:
+    threshold = _command(commands, "threshold", _threshold,
+                         "give a finished pick run another threshold, without a scan",
+                         "vitrea threshold picks/first --labels labels --radius 45")
+    threshold.add_argument("folder", type=Path, metavar="RUN_DIR", help="the folder of a job pick that is done")
+    how = threshold.add_mutually_exclusive_group(required=True)
+    how.add_argument("--value", type=float, metavar="T", help="the least score of a pick, 0 to 1")
+    how.add_argument("--expected", type=float, metavar="N", help="picks a micrograph in the mean")
+    how.add_argument("--labels", type=Path, metavar="DIR",
+                     help="the largest F on labelled micrographs: a .star, .box, .csv or .tsv file for each")
+    threshold.add_argument("--radius", type=float, metavar="A", help="with --labels: distance of a pick from a label "
+                           "up to which it is right [Å]")
+    threshold.add_argument("--ignore", type=Path, metavar="DIR", help="with --labels: .csv files with x, y, radius "
+                           "[px], discs in which no pick counts")
+    threshold.add_argument("--beta", type=float, default=2.0, metavar="B",
+                           help="with --labels: weight of recall over precision in F (default 2)")
+    threshold.add_argument("--y-axis", choices=("down", "up"), default="down",
+                           help="with --labels: y counts from the first row stored (down, default) or the last (up)")
 
 
 def _add_simulate(commands: argparse._SubParsersAction) -> None:

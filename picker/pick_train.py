@@ -22,6 +22,7 @@ from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparatio
 from vitrea.picker.modelfile import Model, write_model
 from vitrea.picker.network import PRESETS
 from vitrea.picker.pick import Picker
+from vitrea.picker.pictures import TRAINING_NAME, draw_training
 from vitrea.picker.training import DEFAULT, PUBLISHED, train
 
 MODEL_NAME = "model.npz"
@@ -62,6 +63,7 @@ def run(options, *, resume, comm):
             "loss": [round(loss, 6) for loss in losses[TOLD_STEPS - 1::TOLD_STEPS]], **judged.as_dict()})
         if comm.rank == 0:
             write_model(Path(options.output) / MODEL_NAME, model)
+            draw_training(Path(options.output) / TRAINING_NAME, losses, judged.curve, judged.threshold, judged.after)
         _tell(judged, held, log)
         return "done"
 
