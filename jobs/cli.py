@@ -338,11 +338,15 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+LONGEST_COMMAND = len("    threshold")
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help as wide as the terminal up to 100 columns, with room for the longest option."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=_help_width())
+        self._action_max_length = LONGEST_COMMAND   # argparse forgets the indent of commands, and breaks the line
 
 
 def _help_width() -> int:
