@@ -222,6 +222,7 @@ def _add_streaming(parser):
 def _add_compare(parser):
     parser.add_argument("before", type=Path, metavar="A", help="JSON lines of vitrea bench")
     parser.add_argument("after", type=Path, metavar="B", help="JSON lines of vitrea bench")
+    parser.add_argument("--other-cpu", action="store_true", help="compare records of other kinds of processor too")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -348,6 +349,6 @@ def _compare(arguments):
     from vitrea.benchmarks.changes import changes, told
     from vitrea.benchmarks.records import read_all
 
-    found = changes(read_all(arguments.before), read_all(arguments.after))
+    found = changes(read_all(arguments.before), read_all(arguments.after), arguments.other_cpu)
     print(json.dumps(found) if arguments.json else told(found))
     return 0

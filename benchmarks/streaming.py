@@ -81,8 +81,8 @@ def _both(folder, stack, n, progress=SILENCE):
 
 
 def fetch_times(star):
-    """{way: ms a particle}, wall time and (`again_cpu`) CPU time, for FETCHED scattered particles of a STAR file, or all
-    of them if they are fewer; how many were `fetched`."""
+    """{way: ms a particle}, wall time and (`again_cpu`) CPU time, for FETCHED scattered particles of a STAR file, or
+    all of them if they are fewer; how many were `fetched`."""
     from vitrea.engine.comm import world
     from vitrea.engine.geometry import make_geometry
     from vitrea.engine.load import read_table

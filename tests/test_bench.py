@@ -583,6 +583,12 @@ def test_a_change_is_what_exceeds_the_noise(before, after, verdict):
     assert "commit: a → b" in changes_told(found)
 
 
+def test_a_verdict_of_a_busy_machine_has_a_question_mark():
+    found = changes([record_of([1.0, 1.01])], [record_of([2.0, 2.01], load=[3.0, 1.0, 1.0])])
+    assert found["measurements"][0]["verdict"] == "SLOWER?"
+    assert "the machine was busy (load 1.5 a core)" in changes_told(found)
+
+
 def test_a_machine_that_changed_its_speed_is_noise():
     found = changes([record_of([1.0, 1.01])], [record_of([1.3, 1.31], limit_ms=1.4)])
     assert found["measurements"][0]["verdict"] == "no change"
@@ -593,8 +599,31 @@ def test_other_sizes_are_not_compared_and_samples_of_one_size_are_pooled():
     found = changes([record_of([1.0]), record_of([1.02]), record_of([9.0, 9.0], classes=5)],
                     [record_of([1.0, 1.01], load=[4.0, 1.0, 1.0])])
     assert [(each["n_before"], each["n_after"]) for each in found["measurements"]] == [(2, 2)]
-    assert found["only_before"] == ["kernel estep"]
+    assert found["only_before"] == ["kernel estep classes 5 (the other file has it with classes 4)"]
+    assert "only in A: kernel estep classes 5" in changes_told(found)
     assert "the machine was busy (load 2.0 a core)" in changes_told(found)
+
+
+def test_other_processors_are_compared_only_when_that_is_asked_for(tmp_path, capsys):
+    for name, cpu in (("a", "EPYC"), ("b", "Xeon")):
+        (tmp_path / name).write_text(json.dumps(record_of([1.0, 1.1], cpu=cpu)) + "\n")
+    words = ["bench", "compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(words) == 2
+    assert "the records come from 2 kinds of processor (EPYC; Xeon); expected one" in capsys.readouterr().err
+    assert main([*words, "--other-cpu"]) == 0
+    assert "cpu: EPYC → Xeon" in capsys.readouterr().out
+
+
+def test_parts_of_a_record_are_compared_each_for_itself_and_records_without_samples_are_named():
+    def manifold(seconds):
+        return {"benchmark": "manifold", "classes": 9, "load": [0.0, 0.0, 0.0], "commit": "a",
+                "e_step": {"n": 2, "samples": [1.0, 1.01]}, "solve": {"n": 2, "samples": [seconds, 1.01 * seconds]}}
+
+    found = changes([manifold(1.0), {"benchmark": "hinge", "rows": []}], [manifold(2.0)])
+    assert [(each["name"], each["verdict"]) for each in found["measurements"]] == [
+        ("manifold e_step", "no change"), ("manifold solve", "SLOWER")]
+    assert found["measurements"][1]["after"] == pytest.approx(2010.0)
+    assert "not compared, for they hold no repeated times: hinge" in changes_told(found)
 
 
 def test_what_was_asked_for_is_compared_alike_and_what_came_out_does_not_matter():
