@@ -272,20 +272,21 @@ class Expectation:
         self._weighted = weighted.astype(dtype)
         self._power = group_power(weighted * manifold.y, layout.start).astype(dtype)
 
-    def weights(self, block):
+    def weights(self, block, transformed=None):
         """(R float[n, K (+ 2)], log p at T, log p at T = 1: float64[n]) of the particles of a block.
 
-        The temperature divides a particle among the classes; whether it is junk is decided at T = 1.
+        transformed: what is kept of them under this name, if it has been read. The temperature divides a particle among
+        the classes; whether it is junk is decided at T = 1.
         """
         particles, manifold = self.particles, self.manifold
-        b, n_nodes = particles.transformed[block], manifold.n_nodes
+        b, n_nodes = particles.transformed[block] if transformed is None else transformed, manifold.n_nodes
         scores, tempered, plain = np.empty((len(b), n_nodes), dtype=b.dtype), np.empty(len(b)), np.empty(len(b))
         node_scores(b, particles.ctf2[block], self._weighted, self._power, scores)
         nearest = scores.argmax(axis=1)
         responsibilities(scores, manifold.log_prior[:n_nodes], manifold.temperature, tempered, plain)
         tempered *= manifold.temperature
         if manifold.outlier_prior.any():
-            junk = self._junk(block, nearest, plain)
+            junk = self._junk(block, b, nearest, plain)
             total = np.logaddexp(plain, np.logaddexp(*junk.T))
             scores = np.concatenate([scores * np.exp(plain - total)[:, None], np.exp(junk - total[:, None])], axis=1,
                                     dtype=b.dtype)
@@ -293,13 +294,13 @@ class Expectation:
         noise = log_empty(particles.power[block], self._layout.degrees, manifold.beta)
         return scores, tempered + noise, plain + noise
 
-    def _junk(self, block, nearest, log_classes):
+    def _junk(self, block, b, nearest, log_classes):
         """float64[n, 2]: log π p, against the empty image, of an empty image, and of any signal on top of a class.
 
         The latter as if what the signal adds were the same for all classes: as for the nearest int64[n].
         """
         particles, manifold, layout = self.particles, self.manifold, self._layout
-        b, c2 = particles.transformed[block], particles.ctf2[block]
+        c2 = particles.ctf2[block]
         # 2 b·y − c² Σ y²: what the nearest class takes from the power
         taken = layout.by_shell(2.0 * group_power(b * self._weighted[nearest], layout.start)
                                 - c2 * self._power[nearest]) / manifold.beta
@@ -331,11 +332,12 @@ def expect(particles, manifold, quanta, threads=1, blocks=None):
 
 def _block_sums(expectation, block):
     particles, n_nodes = expectation.particles, expectation.manifold.n_nodes
-    weights, tempered, plain = expectation.weights(block)
+    transformed = particles.transformed[block]
+    weights, tempered, plain = expectation.weights(block, transformed)
     learnt = ~particles.held_out[block]
     weights[~learnt] = 0
     nodes = np.ascontiguousarray(weights[:, :n_nodes].T)
-    data, ctf2 = nodes @ particles.transformed[block], nodes @ particles.ctf2[block]
+    data, ctf2 = nodes @ transformed, nodes @ particles.ctf2[block]
     count = weights.sum(axis=0, dtype=np.float64)
     noisy = learnt.astype(np.float64) - (weights[:, -1] if weights.shape[1] > n_nodes else 0.0)
     scalars = [tempered[learnt].sum(), plain[learnt].sum(), learnt.sum(), plain[~learnt].sum(), (~learnt).sum()]
