@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.pictures import FAINT, INK, MARGIN, PAGE, font_of
 from vitrea.kernels.micrograph import clip_outliers
@@ -97,10 +98,15 @@ def draw_scores(path, scores, threshold):
     _save(path, figure, axes)
 
 
-def draw_curve(path, found, threshold=None):
-    """Write a PNG of precision against recall of a Curve, with the threshold's place if it is given."""
+def draw_comparison(path, comparison):
+    """Write a PNG of precision against recall of a PickComparison; JobError if its picks have no scores."""
+    if comparison.curve is None:
+        raise JobError("--curve: the picks have no scores; expected a column rlnAutopickFigureOfMerit or score; leave "
+                       "--curve out")
     figure, axes = _figure(1, 1, (5, 5))
-    _draw_curve(axes[0], found, threshold)
+    _draw_curve(axes[0], comparison.curve["recall"], comparison.curve["precision"], comparison.auprc)
+    axes[0].plot(comparison.recall, comparison.precision, "o", color="tab:red", label=f"F1 {comparison.f1:.3f}")
+    axes[0].legend(loc="lower left")
     _save(path, figure, axes)
 
 
@@ -112,7 +118,10 @@ def draw_training(path, losses, found, threshold, reliability):
     axes[0].plot(losses, color="0.8", linewidth=0.5)
     axes[0].plot(np.arange(width - 1, len(losses)), np.convolve(losses, np.ones(width) / width, "valid"))
     axes[0].set(xlabel="step", ylabel="loss", title=f"mean of {width} steps")
-    _draw_curve(axes[1], found, threshold)
+    counts = found.counts(threshold)
+    _draw_curve(axes[1], found.recall, found.precision, found.auprc)
+    axes[1].plot(counts.recall, counts.precision, "o", color="tab:red", label=f"threshold {threshold:.3f}")
+    axes[1].legend(loc="lower left")
     axes[2].plot((0, 1), (0, 1), color="0.8")
     for mean, frequency, n in reliability.bins:
         axes[2].plot(mean, frequency, "o", color="tab:blue")
@@ -122,13 +131,9 @@ def draw_training(path, losses, found, threshold, reliability):
     _save(path, figure, axes)
 
 
-def _draw_curve(panel, found, threshold):
-    panel.plot(found.recall, found.precision, drawstyle="steps-pre")
-    if threshold is not None:
-        counts = found.counts(threshold)
-        panel.plot(counts.recall, counts.precision, "o", color="tab:red", label=f"threshold {threshold:.3f}")
-        panel.legend(loc="lower left")
-    panel.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title=f"area {found.auprc:.3f}")
+def _draw_curve(panel, recall, precision, area):
+    panel.plot(recall, precision, drawstyle="steps-pre")
+    panel.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title=f"area {area:.3f}")
 
 
 def _binned(image):
