@@ -170,8 +170,8 @@ def told(found):
              "–" if each["noise"] is None else f"± {each['noise']:.3f}", share(each["limit_before"]),
              share(each["limit_after"]), each["verdict"]) for each in found["measurements"]]
     if found["busiest"] > BUSY:
-        lines.append(f"the machine was busy (load {found['busiest']:.1f} a core): a difference may be others' work, and a "
-                     "verdict has a question mark")
+        lines.append(f"the machine was busy (load {found['busiest']:.1f} a core): a difference may be others' work, "
+                     "and a verdict has a question mark")
     lines += ["", table(COLUMNS, rows) if rows else "no benchmark of one size is in both files"]
     lines += [f"only in A: {words}" for words in found["only_before"]]
     lines += [f"only in B: {words}" for words in found["only_after"]]

@@ -6,6 +6,7 @@ where it stopped.
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from vitrea.engine.options import Classify2dOptions, options_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 ARRAYS = {"slurm": ("SLURM_ARRAY_TASK_ID", False), "pbs": ("PBS_ARRAY_INDEX", True)}   # ranges only?
+PBS_NAME = 15
 SUBMIT = {"slurm": ("sbatch --parsable", "--dependency=afterok:"), "pbs": ("qsub", "-W depend=afterok:")}
 
 
@@ -34,7 +36,6 @@ def command(arguments):
         print("\n".join(f"{case}{'   done' if _path(study, case).exists() else ''}" for case in cases))
         return 0
     if arguments.submit:
-        study.claim()
         return _submit(study, arguments.study, cases, arguments.submit)
     if arguments.prepare:
         _prepare(study, cases, arguments.progress)
@@ -148,6 +149,10 @@ def _any_stack(study, found, progress):
 def _submit(study, path, cases, scheduler):
     """Write array scripts, one for each layout, and submit.sh, which hands them in after the stacks are made."""
     scripts = Path(study.output).resolve() / f"submit-{scheduler}"
+    if set(str(scripts)) & set(" \t,;:\"'"):
+        raise JobError(f"output: {scripts} was found; expected a path without blanks, commas and quotes, which "
+                       "directives of schedulers split; choose another folder")
+    study.claim()
     scripts.mkdir(parents=True, exist_ok=True)
     write = _Scripts(study, path, scripts, scheduler)
     hand_in, after = SUBMIT[scheduler]
@@ -171,7 +176,8 @@ class _Scripts:
         self._common = {
             "time": study.scheduler.time, "setup": study.scheduler.setup.rstrip(),
             "directives": "\n".join(f"{directive} {each}" for each in study.scheduler.directives),
-            "folder": shlex.quote(os.getcwd()), "study": shlex.quote(str(path)), "output": str(folder)}
+            "folder": shlex.quote(os.getcwd()), "study": shlex.quote(str(path)), "output": str(folder),
+            "vitrea": f"{shlex.quote(sys.executable)} -m vitrea.jobs"}    # of this environment, whatever a job's PATH
 
     def preparation(self):
         """The script that makes the stacks: its name."""
@@ -192,11 +198,16 @@ class _Scripts:
         return names
 
     def _write(self, name, ranks, threads, array, option):
-        text = self._template.substitute(self._common, name=f"vitrea-{Path(name).stem}", ranks=ranks, threads=threads,
+        text = self._template.substitute(self._common, name=_job_name(Path(name).stem), ranks=ranks, threads=threads,
                                          array=array, option=option, log="%x.out" if array is None else "%x-%a.out")
         lines = [line for line in text.splitlines() if line and not (array is None and line.endswith("None"))]
         (self._folder / name).write_text("\n".join(lines) + "\n")
         return name
+
+
+def _job_name(stem):
+    """A name that every scheduler takes: a letter first, at most 15 characters (older PBS)."""
+    return min(f"vitrea-{stem}", stem, key=lambda name: (len(name) > PBS_NAME, -len(name)))[:PBS_NAME]
 
 
 def _evenly_spaced(numbers):

@@ -6,6 +6,7 @@ No test looks at a time: only at what is computed, counted and said.
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -334,9 +335,43 @@ def test_array_scripts_run_every_case_once(tmp_path, monkeypatch, capsys, schedu
         assert ("64" in text) == script.name.startswith("r64")
         numbers += _numbers(text)
     assert sorted(numbers) == [case.number for case in read_study("s.yaml").cases()]
-    assert "vitrea bench s.yaml --prepare" in (folder / "prepare.sh").read_text()
+    prepare = (folder / "prepare.sh").read_text()
+    assert f"\n{sys.executable} -m vitrea.jobs bench s.yaml --prepare" in prepare, "whatever a job's PATH"
     for script in folder.glob("*.sh"):
         subprocess.run(["bash", "-n", script], check=True)
+    for script in folder.glob("[pr]*.sh"):
+        _assert_directives(script.read_text().splitlines(), scheduler)
+
+
+# Directives as the reference guides of the schedulers write them (OpenPBS 20: qsub; Slurm: sbatch)
+DIRECTIVES = {
+    "pbs": (r"#PBS -N [A-Za-z]\S{0,14}", r"#PBS -J \d+-\d+:[1-9]\d*", r"#PBS -j oe", r"#PBS -o /[^\s,:]+/",
+            r"#PBS -l walltime=\d\d:\d\d:\d\d", r"#PBS -l place=free:exclhost",
+            r"#PBS -l select=\d+:ncpus=\d+:mpiprocs=\d+:ompthreads=\d+", "#PBS --partition=cpu"),
+    "slurm": (r"#SBATCH --job-name=\S+", r"#SBATCH --array=\d+(,\d+)*", r"#SBATCH --ntasks=\d+",
+              r"#SBATCH --cpus-per-task=\d+", r"#SBATCH --time=\d\d:\d\d:\d\d", "#SBATCH --exclusive",
+              r"#SBATCH --output=/[^\s,]+%x(-%a)?\.out", "#SBATCH --partition=cpu"),
+}
+
+
+def _assert_directives(lines, scheduler):
+    """Every directive is one of the scheduler's grammar, and stands before the first command."""
+    comments = [line for line in lines[1:] if line.startswith("#")]
+    assert lines[:1 + len(comments)] == ["#!/bin/bash", *comments], "later ones are not looked at"
+    for line in comments:
+        assert any(re.fullmatch(pattern, line) for pattern in DIRECTIVES[scheduler]), line
+    first, last, step = next((map(int, re.split("[-:]", line.split()[-1])) for line in comments if "#PBS -J" in line),
+                             (0, 1, 1))
+    assert first < last, "PBS knows no array of one"
+    assert (last - first) % step == 0
+
+
+def test_a_study_whose_folder_no_directive_can_name_is_not_submitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text("output: my study\n")
+    assert main(["bench", "s.yaml", "--submit", "pbs"]) == 2
+    assert "my study/submit-pbs was found; expected a path without blanks" in capsys.readouterr().err
+    assert not Path("my study").exists()
 
 
 def _numbers(text):
