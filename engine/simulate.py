@@ -415,7 +415,8 @@ class TerminalProgress:
         if sys.stderr.isatty() and (self.shown or elapsed > 2.0):
             self.shown = True
             end = "\n" if done == n else ""
-            sys.stderr.write(f"\rsimulated {done:,} of {n:,} {self.what}, {elapsed * (n / done - 1.0):.0f} s left {end}")
+            left = f"{elapsed * (n / done - 1.0):.0f} s left {end}"
+            sys.stderr.write(f"\rsimulated {done:,} of {n:,} {self.what}, {left}")
             sys.stderr.flush()
 
 
