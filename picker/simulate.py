@@ -34,6 +34,7 @@ STRUCTURE_LENGTH = 40.0      # Å: amorphous structure has the spectrum 1 / (1 +
 GRAIN = 16                   # px of the grid on which the ice's thickness varies, before smoothing
 HOT = 5e-6                   # share of pixels that count ten times too much
 
+LABEL = "vitrea simulate micrographs"
 MICROGRAPHS, COORDINATES, IGNORE, STAR_NAME = "micrographs", "coordinates", "ignore", "micrographs.star"
 
 
@@ -248,6 +249,7 @@ def _write_one(sim, views, out, number):
     with written_beside(out / MICROGRAPHS / f"{_stem(number)}.mrc") as beside, \
             mrcfile.new(beside, data=image, overwrite=True) as mrc:
         mrc.voxel_size = sim.pixel_size
+        mrc.header.label[0] = LABEL   # mrcfile's own holds the time, and two runs of one seed would differ
     return len(clean), optics
 
 
