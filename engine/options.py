@@ -297,6 +297,11 @@ class ClusterOptions(JobOptions):
                                        null_means="10 Å, or where the pixels end", example=12.0, section="model")
     mask_edge: float = key("width of the mask's soft edge", 5.0, unit="px", minimum=0, section="model")
 
+    psi_error: float = key("standard deviation of the given angles' errors: above 0, poses nearby are tried too, "
+                           "which costs 5 times as much", 0.0, unit="degrees", minimum=0, maximum=30, section="search")
+    offset_error: float = key("the same of the given shifts, along each axis; costs 9 times as much", 0.0, unit="px",
+                              minimum=0, maximum=10, section="search")
+
     start: str = key("where the class averages begin", "components", choices=START_CHOICES, section="iterations")
     temperature: float = key("temperature at which the annealing ends; 1 is the likelihood itself, more is smoother",
                              1.0, minimum=1, maximum=100, section="iterations")
