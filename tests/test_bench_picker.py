@@ -3,7 +3,9 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from vitrea.benchmarks import picking
 from vitrea.benchmarks.picking import _splits
 from vitrea.jobs.cli import main
 
@@ -53,11 +55,31 @@ def test_the_record_tells_f1_of_micrographs_that_were_not_trained_on(tmp_path, c
     assert (tmp_path / "bench.jsonl").exists()
 
 
+def test_picks_on_images_without_particles_are_counted_by_specimen_and_image(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(picking, "SETS", {"apoferritin": picking.SETS["apoferritin"]})
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    y, x = np.mgrid[:140, :150]
+    for number, folder in enumerate(("3none", "5ice", "4other")):
+        (tmp_path / "quality" / folder).mkdir(parents=True)
+        image = np.random.default_rng(number).normal(128, 20, size=(140, 150))
+        if folder == "5ice":   # two discs such as the models learn: they must be found, so that a count is a count
+            image -= sum(80 / (1 + np.exp(np.hypot(y - 70, x - centre) - 13)) for centre in (45, 105))
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(tmp_path / "quality" / folder / "a.png")
+    assert main(["bench", "picker", "--set", "quality", "--steps", "40", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["images"] == ["quality/3none/a.png", "quality/5ice/a.png"]
+    assert record["picks"] == {"apoferritin": [0, 2]}
+    assert (record["most"], record["mean"]) == (2, 1.0)
+
+
 def test_all_but_one_in_turn():
     assert _splits(["a", "b", "c"], 0) == [(["b", "c"], ["a"]), (["a", "c"], ["b"]), (["a", "b"], ["c"])]
     assert _splits(["a", "b", "c"], 2) == [(["a", "b"], ["c"])]
 
 
-def test_missing_data_are_told(capsys):
+def test_missing_data_are_told(tmp_path, capsys):
     assert main(["bench", "picker", "--set", "klh"]) == 2
     assert "found no prepare.py; expected the real micrographs; set VITREA_DATA" in capsys.readouterr().err
+    (tmp_path / "prepare.py").touch()
+    assert main(["bench", "picker", "--set", "quality"]) == 2
+    assert "found no images of classes 3 and 5" in capsys.readouterr().err
