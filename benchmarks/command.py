@@ -116,7 +116,7 @@ def _add_scan(parser):
 
 def _add_picker(parser):
     add = parser.add_argument
-    add("--set", required=True, choices=("klh", "apoferritin", "betagal"), help="real micrographs of VITREA_DATA")
+    add("--set", required=True, choices=("klh", "apoferritin", "betagal", "quality"), help="real images of VITREA_DATA")
     add("--network", default="vitrea", metavar="PRESET", help="network and its recipe (default vitrea)")
     add("--seed", type=int, default=0, metavar="S", help="start of every random draw (default 0)")
     add("--steps", type=whole, metavar="N", help="steps of training (default: the recipe's)")
