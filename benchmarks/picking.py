@@ -72,7 +72,9 @@ def measure(name, how, progress=SILENCE):
         progress.step(f"{name}: trained on some micrographs, tested on others: splits", len(splits))
         found = []
         for i, split in enumerate(splits):
-            found.append(_split(folder, i, split, specimen, how, comm))
+            found.append(score_split(folder, split, specimen, how, comm))
+            for part in ("training", "picked"):
+                (folder / part).rename(folder / f"{part}{i}")
             progress.done()
     means = {key: statistics.fmean(split[key] for split in found) for key in ("f1", "precision", "recall")}
     return {"benchmark": "picker", "name": name, **dict(zip(("network", "seed", "steps"), how)), **asdict(specimen),
@@ -103,15 +105,15 @@ def _picks_on(images, name, how):
         prepare(name, Path(temporary))
         folder, comm = Path(temporary) / name, world()
         stems = sorted(path.stem for path in (folder / "coordinates").glob("*.star"))
-        _train(folder, 0, _splits(stems, SETS[name].trained_on)[0][0], SETS[name], how, comm)
-        model = read_model(folder / "training0" / "model.npz")
+        _train(folder, _splits(stems, SETS[name].trained_on)[0][0], SETS[name], how, comm)
+        model = read_model(folder / "training" / "model.npz")
         for i, path in enumerate(images):
             # Of these images nobody knows the pixel size: they are taken for micrographs of the network's own.
             with Image.open(path) as image, mrcfile.new(folder / f"empty{i}.mrc",
                                                         data=np.asarray(image.convert("L"), np.float32)) as mrc:
                 mrc.voxel_size = model.picker.preparation.pixel_size
         _run(pick_job.run, PickOptions(input=folder / "empty*.mrc", output=folder / "empty", pictures=0,
-                                       model=folder / "training0" / "model.npz"), comm)
+                                       model=folder / "training" / "model.npz"), comm)
         return [len(read_coordinates(coordinates_path(folder / "empty", str(folder / f"empty{i}.mrc"))))
                 for i in range(len(images))]
 
@@ -141,25 +143,25 @@ def _splits(stems, trained_on):
     return [([other for other in stems if other != stem], [stem]) for stem in stems]
 
 
-def _split(folder, number, split, specimen, how, comm):
-    """Train, pick and score one split."""
-    train_seconds = _train(folder, number, split[0], specimen, how, comm)
-    picked = folder / f"picked{number}"
+def score_split(folder, split, specimen, how, comm, expected_particles=None):
+    """Train on split[0] of a set in `folder`, pick and score split[1]: F1, precision, recall, Counts, CPU seconds."""
+    train_seconds = _train(folder, split[0], specimen, how, comm, expected_particles)
+    picked = folder / "picked"
     pick_seconds = _run(pick_job.run, PickOptions(
-        input=_listed(folder, f"test{number}", split[1]), output=picked, edge_margin=specimen.margin, pictures=0,
-        model=folder / f"training{number}" / "model.npz"), comm)
+        input=_listed(folder, "test", split[1]), output=picked, edge_margin=specimen.margin, pictures=0,
+        model=folder / "training" / "model.npz"), comm)
     counts = sum((_score(folder, picked, stem, specimen.radius) for stem in split[1]), start=Counts(0, 0, 0))
     return {"tested": split[1], "f1": counts.f(), "precision": counts.precision, "recall": counts.recall,
             **asdict(counts), "train_cpu_seconds": train_seconds, "pick_cpu_seconds": pick_seconds / len(split[1])}
 
 
-def _train(folder, number, stems, specimen, how, comm):
-    """Train on some micrographs of a set into training<number>; seconds of CPU."""
+def _train(folder, stems, specimen, how, comm, expected_particles=None):
+    """Train on some micrographs of a set into training/; seconds of CPU."""
     network, seed, steps = how
     return _run(pick_train.run, PickTrainOptions(
-        input=_listed(folder, f"train{number}", stems), output=folder / f"training{number}",
-        coordinates=folder / "coordinates", ignore=folder / "ignore", holdout=0, diameter=specimen.diameter,
-        network=network, min_distance=specimen.min_distance, steps=steps, f_beta=1.0, edge_margin=specimen.margin,
+        input=_listed(folder, "train", stems), output=folder / "training", coordinates=folder / "coordinates",
+        ignore=folder / "ignore", holdout=0, diameter=specimen.diameter, network=network, steps=steps, f_beta=1.0,
+        min_distance=specimen.min_distance, edge_margin=specimen.margin, expected_particles=expected_particles,
         match_radius=specimen.radius * _pixel_size(folder) / specimen.diameter, seed=seed), comm)
 
 
