@@ -65,7 +65,8 @@ def plan_deep2d(options, table, n_ranks, room=np.inf):
 def alignment(options, folder):
     """The Classify2dOptions of the first stage of a deep2d job, to run in `folder`."""
     names = (options_of(Classify2dOptions).keys() & options_of(type(options)).keys()) - {"output", "max_resolution"}
-    return Classify2dOptions(output=folder, **{name: getattr(options, name) for name in names})
+    return Classify2dOptions(output=folder, max_resolution=options.align_resolution,
+                             **{name: getattr(options, name) for name in names})
 
 
 def _planned(options, table, n_ranks, room):

@@ -344,6 +344,9 @@ class Deep2dOptions(AlignmentOptions):
 
     least_particles: int = key("particles a class must keep: no split leaves fewer in either part", 30, minimum=10,
                                section="model")
+    align_resolution: float | None = key("finest resolution used while aligning; a coarse one keeps noise from being "
+                                         "aligned", None, unit="Å", above=0,
+                                         null_means="6 Å, or where the pixels end", example=20.0, section="model")
     max_resolution: float | None = key("finest resolution used in the fine search", None, unit="Å", above=0,
                                        null_means="10 Å, or where the pixels end", example=12.0, section="model")
     tau2_fudge: float = key("weight of the data against the prior while aligning, RELION's T", 2.0, above=0,

@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 
 from tests.running import RESUME, RUN, same_files, wait_until, write_job
+from vitrea.engine.cluster_plan import alignment
 from vitrea.engine.compare import compare
 from vitrea.engine.fine import STANDARD_ERRORS, Forest, held_out_gain, look_at
 from vitrea.engine.latent import free
 from vitrea.engine.log import read_records
 from vitrea.engine.manifold import EmbeddedParticles, Layout, Manifold, cut, hold_out
+from vitrea.engine.options import Deep2dOptions
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star
 from vitrea.jobs import cli
@@ -51,6 +54,13 @@ def test_one_aligned_class_splits_into_the_three_positions_and_no_further(alone,
     assert found.ari > 0.95
     assert found.n_classes == 3
     assert compare(moving / "truth.star", alone / "align" / "run_data.star").n_classes == 1
+
+
+def test_each_stage_has_a_resolution_of_its_own():
+    options = Deep2dOptions(input=Path("x"), output=Path("y"), n_classes=2, particle_diameter=100.0,
+                            max_resolution=12.0, align_resolution=25.0)
+    assert alignment(options, Path("y/align")).max_resolution == 25.0
+    assert alignment(replace(options, align_resolution=None), Path("y/align")).max_resolution is None
 
 
 def test_the_tree_and_the_files_agree(alone):
