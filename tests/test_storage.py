@@ -238,10 +238,10 @@ def test_auto_keeps_particles_in_memory_while_they_fit_the_machine_and_the_limit
         planned(stacks, memory_limit=0.1)
 
 
-def test_memory_in_scratch_grows_by_the_small_records_of_a_particle_alone(stacks):
+def test_memory_in_scratch_grows_by_what_is_held_for_a_moment_alone(stacks):
     few, many = (planned(stacks, n=n, storage="scratch") for n in (20_000, 80_000))
     grown = many.memory_per_rank_bytes - few.memory_per_rank_bytes
-    assert grown == pytest.approx(60_000 * (plan.BYTES_A_ROW + plan.BYTES_A_PARTICLE / 2), rel=0.03)
+    assert grown == pytest.approx(60_000 * plan.BYTES_PASSING, rel=0.03)
     assert many.scratch_per_rank_bytes == 4 * few.scratch_per_rank_bytes
 
 
@@ -295,7 +295,8 @@ def test_the_streaming_benchmark_compares_the_results_and_tells_memory_disk_and_
     monkeypatch.setattr(streaming, "JOB", streaming.JOB | {"particle_diameter": 90, "max_iterations": 1})
     memory, scratch, fetched = records = streaming.measure(tmp_path, [150])
     assert (memory["storage"], scratch["storage"]) == ("memory", "scratch")
-    assert (memory["disk"], scratch["disk"]) == (0, 150 * fetched["record_bytes"])
+    assert (memory["disk"], scratch["disk"]) == (
+        0, 150 * (fetched["record_bytes"] + plan.BYTES_A_PARTICLE + plan.BYTES_A_ROW))
     assert min(run["memory"] for run in (memory, scratch)) > 50e6
     assert fetched["again_cpu"] > 0
     told = streaming.told(records)
