@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -26,8 +27,10 @@ examples:
   vitrea new bench > scaling.yaml; vitrea bench scaling.yaml
   vitrea bench peers --particles 1000 --classes 10
   vitrea bench startup
+  mpiexec -n 8 vitrea bench network
   vitrea bench hinge --snr 0.02 0.01 --seeds 0 1 2 --json
   vitrea bench manifold
+  vitrea bench streaming --sizes 20000 80000
   vitrea bench compare before.jsonl after.jsonl
 
 Kernels are checked against their NumPy twins before the clock starts. Every measurement is one line in bench.jsonl,
@@ -53,10 +56,12 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
                      _picker))
     _add_run(_add(commands, parser, "run", "a whole run of classify2d on a simulated stack", _run))
     _add_startup(_add(commands, parser, "startup", "fresh processes: to the help, to the first iteration", _startup))
+    _add_network(_add(commands, parser, "network", "Allreduces between the ranks it is started on", _network))
     _add_scaling(_add(commands, parser, "scaling", "a scaling study: vitrea bench STUDY.yaml", _scaling))
     _add_peers(_add(commands, parser, "peers", "RELION beside us, on the same stack", _peers))
     _add_hinge(_add(commands, parser, "hinge", "manifold learning beside four methods, at low signal", _hinge))
     _add_manifold(_add(commands, parser, "manifold", "manifold learning: E step, and solve of the M step", _manifold))
+    _add_streaming(_add(commands, parser, "streaming", "particles in scratch: memory, disk and time", _streaming))
     _add_compare(_add(commands, parser, "compare", "what changed between two files of records", _compare))
     return ["scaling", *words] if words and words[0].endswith(YAML) else words
 
@@ -64,8 +69,21 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
 def _add(commands, parent, name, words, function):
     parser = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".",
                                  formatter_class=parent.formatter_class)
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=functools.partial(_until_signalled, function))
     return parser
+
+
+def _until_signalled(function, arguments):
+    """Run a sub-command; a signal leaves no program running and no temporary folder."""
+    from vitrea.benchmarks.measure import ended_by_signals
+    from vitrea.benchmarks.progress import Progress
+
+    arguments.progress = Progress()
+    try:
+        with ended_by_signals():
+            return function(arguments)
+    finally:
+        arguments.progress.clear()
 
 
 def _add_sizes(parser):
@@ -139,6 +157,14 @@ def _add_startup(parser):
     _add_output(parser)
 
 
+def _add_network(parser):
+    parser.epilog = "Start it with the launcher of a job: mpiexec -n 8 vitrea bench network"
+    parser.add_argument("--bytes", type=whole, nargs="+", default=[8, 2**10, 2**14, 2**18, 2**20, 2**22, 2**24],
+                        metavar="B", help="sizes of the message [bytes] (default 8 to 16 MiB)")
+    parser.add_argument("--n", type=whole, default=20, metavar="N", help="Allreduces of each size (default 20)")
+    _add_output(parser)
+
+
 def _add_scaling(parser):
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY.yaml", help="what to run; vitrea new bench prints a commented one")
@@ -160,6 +186,7 @@ def _add_peers(parser):
     add("--offset-range", type=float, default=5.0, metavar="PX", help="shifts searched [px] (default 5)")
     add("--offset-step", type=float, default=2.0, metavar="PX", help="coarse step of shifts [px] (default 2)")
     add("--diameter", type=float, metavar="A", help="particle diameter [Å] (default: 0.78 of the box)")
+    add("--n", type=whole, default=1, metavar="N", help="runs of Vitrea beside one of each peer (default 1)")
     _add_output(parser)
 
 
@@ -184,9 +211,18 @@ def _add_manifold(parser):
     _add_output(parser)
 
 
+def _add_streaming(parser):
+    add = parser.add_argument
+    add("--sizes", type=whole, nargs="+", default=[20_000, 80_000], metavar="N",
+        help="particles of each stack that is compared (default 20000 80000)")
+    add("--keep", type=Path, metavar="DIR", help="keep stacks and runs here (default: a temporary folder, removed)")
+    _add_output(parser)
+
+
 def _add_compare(parser):
     parser.add_argument("before", type=Path, metavar="A", help="JSON lines of vitrea bench")
     parser.add_argument("after", type=Path, metavar="B", help="JSON lines of vitrea bench")
+    parser.add_argument("--other-cpu", action="store_true", help="compare records of other kinds of processor too")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -215,9 +251,9 @@ def _kernels(arguments):
     records = []
     for name in arguments.names:
         adaptive = getattr(arguments, "adaptive", False)
-        records.append(measure("adaptive" if adaptive else name, sizes, effort))
+        records.append(measure("adaptive" if adaptive else name, sizes, effort, arguments.progress))
         keep(arguments.records, records[-1])
-        print(json.dumps(records[-1]) if arguments.json else told(records[-1]), flush=True)
+        arguments.progress.result(json.dumps(records[-1]) if arguments.json else told(records[-1]))
     if arguments.plot:
         draw_roofline(arguments.plot, records)
     if not arguments.json:
@@ -226,25 +262,28 @@ def _kernels(arguments):
 
 
 def _scan(arguments):
-    from vitrea.benchmarks.records import keep
     from vitrea.benchmarks.scan import ScanSizes, told
     from vitrea.benchmarks.suite import QUICK, Effort, measure
 
     sizes = ScanSizes(arguments.network, arguments.side, arguments.pixel_size, arguments.diameter,
                       arguments.orientations, arguments.seed)
-    record = measure("scan", sizes, Effort(arguments.n, **(QUICK if arguments.quick else {})))
-    keep(arguments.records, record)
-    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
-    return 0
+    record = measure("scan", sizes, Effort(arguments.n, **(QUICK if arguments.quick else {})), arguments.progress)
+    return _kept(arguments, record, told)
 
 
 def _picker(arguments):
     from vitrea.benchmarks.picking import measure, told
+
+    record = measure(arguments.set, (arguments.network, arguments.seed, arguments.steps), arguments.progress)
+    return _kept(arguments, record, told)
+
+
+def _kept(arguments, record, told):
+    """Keep and print one record; 0."""
     from vitrea.benchmarks.records import keep
 
-    record = measure(arguments.set, arguments.network, arguments.seed, arguments.steps)
     keep(arguments.records, record)
-    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
+    arguments.progress.result(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
     return 0
 
 
@@ -255,23 +294,25 @@ def _where(arguments, record):
 
 
 def _run(arguments):
-    from vitrea.benchmarks.records import keep
     from vitrea.benchmarks.whole import measure, told
 
-    record = measure(arguments)
-    keep(arguments.records, record)
-    print(json.dumps(record) if arguments.json else told(record) + "\n" + _where(arguments, record))
-    return 0
+    return _kept(arguments, measure(arguments, arguments.progress), told)
 
 
 def _startup(arguments):
     from vitrea.benchmarks.records import keep
     from vitrea.benchmarks.startup import measure, told
 
-    for record in measure(arguments.n):
+    for record in measure(arguments.n, arguments.progress):
         keep(arguments.records, record)
-        print(json.dumps(record) if arguments.json else told(record))
+        arguments.progress.result(json.dumps(record) if arguments.json else told(record))
     return 0
+
+
+def _network(arguments):
+    from vitrea.benchmarks.network import command
+
+    return command(arguments)
 
 
 def _scaling(arguments):
@@ -298,10 +339,16 @@ def _manifold(arguments):
     return command(arguments)
 
 
+def _streaming(arguments):
+    from vitrea.benchmarks.streaming import command
+
+    return command(arguments)
+
+
 def _compare(arguments):
     from vitrea.benchmarks.changes import changes, told
     from vitrea.benchmarks.records import read_all
 
-    found = changes(read_all(arguments.before), read_all(arguments.after))
+    found = changes(read_all(arguments.before), read_all(arguments.after), arguments.other_cpu)
     print(json.dumps(found) if arguments.json else told(found))
     return 0

@@ -19,6 +19,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.optimize import linear_sum_assignment
 from threadpoolctl import threadpool_limits
 
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import keep, surroundings
 from vitrea.engine.annealing import Schedule
 from vitrea.engine.comm import alone
@@ -199,19 +200,21 @@ def _labels(particles, model):
 _FOUND_BY = {"oracle": oracle, "vitrea": vitrea, "pca_kmeans": pca_kmeans, "kmeans": kmeans, "ml": ml, "rome": rome}
 
 
-def measure(snrs, seeds, methods):
+def measure(snrs, seeds, methods, progress=SILENCE):
     """Rows of a table: dicts of snr, seed, accuracy by method, and core-seconds by method."""
     with threadpool_limits(1):
-        return [_row(snr, seed, methods) for snr in snrs for seed in seeds]
+        return [_row(snr, seed, methods, progress) for snr in snrs for seed in seeds]
 
 
-def _row(snr, seed, methods):
+def _row(snr, seed, methods, progress):
+    progress.step(f"SNR {snr:g}, seed {seed}: methods", len(methods))
     hinge = simulate_hinge(snr, seed)
     row = {"snr": snr, "seed": seed, "accuracy": {}, "seconds": {}}
     for method in methods:
         begin = time.process_time()
         row["accuracy"][method] = accuracy(hinge.truth, _FOUND_BY[method](hinge, seed))
         row["seconds"][method] = time.process_time() - begin
+        progress.done()
     return row
 
 
@@ -224,10 +227,10 @@ def means(rows):
 
 def command(arguments):
     """Run, keep and print what `vitrea bench hinge` was asked for; the exit code."""
-    rows = measure(arguments.snr, arguments.seeds, METHODS)
+    rows = measure(arguments.snr, arguments.seeds, METHODS, arguments.progress)
     record = {"benchmark": "hinge", "rows": rows, "means": means(rows)} | surroundings()
     keep(arguments.records, record)
-    print(json.dumps(record) if arguments.json else told(rows))
+    arguments.progress.result(json.dumps(record) if arguments.json else told(rows))
     return 0
 
 

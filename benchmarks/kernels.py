@@ -12,6 +12,7 @@ from vitrea.engine.expectation import KEPT
 from vitrea.engine.scoring import TILE_SCORES, Scorer
 from vitrea.kernels.angles import fold_lines, folded_matrices, harmonic_order, keep_lines, reference_whole_lines
 from vitrea.kernels.fourier import LinesToHarmonics, RingTransform
+from vitrea.kernels.gridding import FINENESS, WIDTH
 from vitrea.kernels.harmonic import (
     accumulate_lines,
     reference_accumulate_lines,
@@ -19,7 +20,7 @@ from vitrea.kernels.harmonic import (
     score_product,
 )
 from vitrea.kernels.packed import gather_real
-from vitrea.kernels.polar import PolarTransform, complete_rings, rings_to_table
+from vitrea.kernels.polar import PolarTransform, filter_rings, rings_to_table
 from vitrea.kernels.posterior import (
     SIGNIFICANCE_BINS,
     reference_exp_line,
@@ -31,11 +32,10 @@ from vitrea.kernels.posterior import (
 
 COMPLEX_MAC = 8        # operations of a complex multiply-add
 EXP_FLOPS = 20         # of an exponential as kernels/posterior.py computes it, its line maximum included
-SPREAD = 7             # pixels of finufft's spreading kernel at a tolerance of 1e-5
 LINES = 128            # lines of weights transformed at once
 IMAGES = 16            # transformed at once when particles are read
 SINGLE = 1e-4          # agreement expected of float32 sums, relative to the largest value
-TRANSFORM_ERROR = 1e-3   # of finufft at its tolerance, in single precision
+TRANSFORM_ERROR = 1e-3   # of the interpolation on the way to the rings, in single precision
 CHECKED_POINTS = 50
 
 
@@ -54,7 +54,11 @@ def agree(name, found, expected, tolerance=SINGLE):
 
 
 class Polar:
-    """Pixels to angular harmonics: type-2 NUFFT to the rings, then a transform along each ring."""
+    """Pixels to angular harmonics: a non-uniform transform to the rings, times the CTF, and a transform along each.
+
+    The limit grants the non-uniform transform one FFT of the image on the finer grid and the sums over each point's
+    window.
+    """
 
     unit, twin = "image", "direct Fourier sums at some points of the rings, and numpy.fft along them"
 
@@ -64,10 +68,12 @@ class Polar:
         self.images = random.normal(size=(IMAGES, sizes.box_size, sizes.box_size)).astype(np.float32)
         self.transform = PolarTransform(self.grid, IMAGES)
         self.rings = RingTransform(IMAGES, self.grid.n_rings, self.grid.n_angles)
+        self.transfer = random.uniform(-1, 1, (IMAGES, self.grid.n_rings, self.grid.n_angles // 2)).astype(np.float32)
+        self.power = np.empty((IMAGES, self.grid.n_rings), dtype=np.float32)
         self.out = np.empty((IMAGES, self.grid.size), dtype=np.complex64)
 
     def run(self):
-        complete_rings(self.transform.forward(self.images), self.rings.array)
+        filter_rings(self.transform.forward(self.images), self.transfer, self.rings.array, self.power)
         self.rings.to_harmonics()
         rings_to_table(self.rings.array, self.grid.first_ring, self.grid.offset, self.out)
 
@@ -81,15 +87,16 @@ class Polar:
         direct = np.einsum("py,byx,px->bp", y, self.images.astype(np.float64), x, optimize=True) / box
         error = agree("polar", half[:, rings, angles], direct, TRANSFORM_ERROR)
         self.run()
-        harmonics = np.fft.fft(np.concatenate([half, half.conj()], axis=2), axis=2) / grid.n_angles
+        filtered = half * self.transfer
+        harmonics = np.fft.fft(np.concatenate([filtered, filtered.conj()], axis=2), axis=2) / grid.n_angles
         return max(error, agree("polar", self.out, harmonics[:, grid.ring_of, grid.harmonic_of]))
 
     @property
     def work(self):
-        grid, fine = self.grid, (2 * self.grid.box_size) ** 2
+        grid, fine = self.grid, (FINENESS * self.grid.box_size) ** 2
         points = grid.n_rings * grid.n_angles / 2
-        transforms = 5.0 * fine * np.log2(fine) + grid.n_rings * 2.0 * transform_flops(grid.n_angles)
-        return Work(transform_flops=IMAGES * transforms, other_flops=IMAGES * 4.0 * SPREAD**2 * points)
+        transforms = transform_flops(fine) + grid.n_rings * 2.0 * transform_flops(grid.n_angles)
+        return Work(transform_flops=IMAGES * transforms, other_flops=IMAGES * 4.0 * WIDTH**2 * points)
 
 
 class Product:

@@ -5,7 +5,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from vitrea.benchmarks.measure import iterations_of, read_lines, run_measured
+from vitrea.benchmarks.measure import iterations_of, last_words, read_lines, run_measured
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.engine.errors import JobError
 
 # what an outer launcher left behind; a launcher started with them would take itself for a rank
@@ -32,7 +33,7 @@ def launcher_words(ranks, launcher=None):
     return [found, "-n", str(ranks)]
 
 
-def observe(folder, name, keys, ranks=1, launcher=None):
+def observe(folder, name, keys, ranks=1, launcher=None, progress=SILENCE):
     """Run classify2d with `keys` in `folder`/`name`: (Measured, what each rank saw, records of the run).
 
     JobError with the program's words if it fails.
@@ -43,21 +44,21 @@ def observe(folder, name, keys, ranks=1, launcher=None):
     (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n")
     command = [*launcher_words(ranks, launcher), sys.executable, "-m", "vitrea.benchmarks.observed", f"{name}.yaml",
                f"{name}.json"]
-    measured = _measured(command, folder)
+    measured = _measured(command, folder, progress.tick)
     if measured.exit_code:
         raise JobError(f"{' '.join(command)}: ended with exit code {measured.exit_code}: "
-                       f"{measured.output.strip().splitlines()[-1] if measured.output.strip() else 'nothing was said'}")
+                       f"{last_words(measured.output)}")
     return measured, json.loads((folder / f"{name}.json").read_text()), read_lines(folder / name / "record.jsonl")
 
 
-def _measured(command, folder):
+def _measured(command, folder, look):
     """run_measured without what an outer launcher put into the environment."""
     before = dict(os.environ)
     try:
         for variable in [each for each in os.environ if each.startswith(OUTER)]:
             del os.environ[variable]
         os.environ.update({**PERMISSIONS, **{each: before[each] for each in PERMISSIONS if each in before}})
-        return run_measured(command, folder)
+        return run_measured(command, folder, look)
     finally:
         os.environ.clear()
         os.environ.update(before)

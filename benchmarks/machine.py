@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numba
 import numpy as np
 
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.timing import clock
 from vitrea.kernels.fourier import LinesToAngles
 
@@ -59,8 +60,9 @@ def transform_flops(n):
     return 2.5 * n * np.log2(n)
 
 
-def measure_limits(n_angles, size=SGEMM_SIZE, floats=TRIAD_FLOATS):
+def measure_limits(n_angles, size=SGEMM_SIZE, floats=TRIAD_FLOATS, progress=SILENCE):
     """Limits of this machine for lines of `n_angles`; `size` of the matrices, `floats` of the triad's arrays."""
+    progress.step("limits of this machine: sgemm, FFTW, memory")
     transforms = _transforms_a_second(n_angles)
     return Limits(_sgemm_rate(size), transforms * transform_flops(n_angles), _triad_rate(floats), transforms, n_angles)
 

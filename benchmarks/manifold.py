@@ -6,7 +6,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from vitrea.benchmarks.kernels import agree
-from vitrea.benchmarks.machine import SGEMM_SIZE, measure_limits
+from vitrea.benchmarks.machine import SGEMM_SIZE, TRIAD_FLOATS, measure_limits
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import keep, surroundings
 from vitrea.benchmarks.suite import QUICK
 from vitrea.benchmarks.timing import LEAST_SECONDS, clock
@@ -112,15 +113,19 @@ class Solve:
         return max(agree("manifold solve", found[0], plain), agree("manifold solve", found[1], traces))
 
 
-def measure(sizes, n, quick=False):
+def measure(sizes, n, quick=False, progress=SILENCE):
     """The record: E step rate and its share of sgemm, core-seconds of the solve; WrongAnswerError before any clock."""
     with threadpool_limits(1):
+        progress.step("manifold: made ready, compiled and checked")
         e_step, solve = EStep(sizes), Solve(sizes)
         checks = {"e_step": e_step.check(), "solve": solve.check()}
         least = QUICK["least_seconds"] if quick else LEAST_SECONDS
-        rates = clock(e_step.run, n, least)
-        sgemm = measure_limits(240, *((QUICK["sgemm_size"], QUICK["triad_floats"]) if quick else (SGEMM_SIZE,))).sgemm
-        solves = clock(solve.run, n, least)
+        progress.step("E step: warm-up, then runs under the clock", n)
+        rates = clock(e_step.run, n, least, between=progress.done)
+        limits = (QUICK["sgemm_size"], QUICK["triad_floats"]) if quick else (SGEMM_SIZE, TRIAD_FLOATS)
+        sgemm = measure_limits(240, *limits, progress).sgemm
+        progress.step("solve of the M step: warm-up, then runs under the clock", n)
+        solves = clock(solve.run, n, least, between=progress.done)
     figures = {"flops_per_second": e_step.flops / rates.median, "sgemm": sgemm,
                "fraction_of_sgemm": e_step.flops / rates.median / sgemm,
                "particle_nodes_per_second": e_step.units / rates.median, "e_step": rates.as_dict()}
@@ -132,9 +137,9 @@ def measure(sizes, n, quick=False):
 def command(arguments):
     """Measure, keep and print what `vitrea bench manifold` was asked for; the exit code."""
     sizes = Sizes(arguments.classes, arguments.radius, arguments.particles, arguments.box, arguments.seed)
-    record = measure(sizes, arguments.n, arguments.quick)
+    record = measure(sizes, arguments.n, arguments.quick, arguments.progress)
     keep(arguments.records, record)
-    print(json.dumps(record) if arguments.json else told(record))
+    arguments.progress.result(json.dumps(record) if arguments.json else told(record))
     return 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import surroundings
 from vitrea.engine.comm import world
 from vitrea.engine.errors import JobError
@@ -24,6 +25,7 @@ from vitrea.picker import pick_job, pick_train
 from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.evaluate import Counts, count
 from vitrea.picker.options import PickOptions, PickTrainOptions
+from vitrea.picker.results import coordinates_path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -47,17 +49,25 @@ SETS = {
 }
 
 
-def measure(name, network="vitrea", seed=0, steps=None):
-    """The record of one set: F1, precision and recall (means over the splits), by split, and CPU seconds."""
+def measure(name, how, progress=SILENCE):
+    """The record of one set: F1, precision and recall (means over the splits), by split, and CPU seconds.
+
+    how: (network, seed, steps of training or None).
+    """
     specimen, comm = SETS[name], world()
+    progress.step(f"{name}: micrographs prepared")
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
         prepare(name, Path(temporary))
         folder = Path(temporary) / name
         stems = sorted(path.stem for path in (folder / "coordinates").glob("*.star"))
-        found = [_split(folder, i, split, specimen, (network, seed, steps), comm)
-                 for i, split in enumerate(_splits(stems, specimen.trained_on))]
+        splits = _splits(stems, specimen.trained_on)
+        progress.step(f"{name}: trained on some micrographs, tested on others: splits", len(splits))
+        found = []
+        for i, split in enumerate(splits):
+            found.append(_split(folder, i, split, specimen, how, comm))
+            progress.done()
     means = {key: statistics.fmean(split[key] for split in found) for key in ("f1", "precision", "recall")}
-    return {"benchmark": "picker", "name": name, "network": network, "seed": seed, "steps": steps, **asdict(specimen),
+    return {"benchmark": "picker", "name": name, **dict(zip(("network", "seed", "steps"), how)), **asdict(specimen),
             **means, "splits": found, "train_cpu_seconds": sum(split["train_cpu_seconds"] for split in found),
             "pick_cpu_seconds": statistics.fmean(split["pick_cpu_seconds"] for split in found), **surroundings()}
 
@@ -118,7 +128,7 @@ def _pixel_size(folder):
 
 
 def _score(folder, picked, stem, radius):
-    path = pick_job.coordinates_path(picked, str(folder / "micrographs" / f"{stem}.mrc"))
+    path = coordinates_path(picked, str(folder / "micrographs" / f"{stem}.mrc"))
     discs = folder / "ignore" / f"{stem}.csv"
     ignored = np.zeros((0, 3))
     if discs.exists():

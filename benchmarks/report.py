@@ -35,7 +35,8 @@ def write_report(study, records, folder, stack):
                        _last_sums(measured, n), small, row_time) for n in sorted({row["classes"] for row in measured})}
     checked = check_times(measured, models, study.network)
     forecast = [each for n, model in models.items() for each in forecasts(study, model, n)]
-    text = _document(study, records, groups, {"counted": counted, "checked": checked, "forecast": forecast}, models)
+    text = _document(study, records, groups, {"counted": counted, "checked": checked, "forecast": forecast,
+                                              "without_cores": without_cores(study, measured, models)}, models)
     with written_beside(folder / "scaling.md") as beside:
         beside.write_text(text)
     draw_measured(folder / "scaling.png", groups)
@@ -123,41 +124,52 @@ def _last_sums(rows, n_classes):
 
 def forecasts(study, model, n_classes):
     """Predicted iterations: dicts of particles, ranks, parts [s]."""
-    found = []
-    for particles in study.predict.particles:
-        one = sum(predicted(model, study.network, particles, 1).values())
-        for ranks in study.predict.ranks:
-            parts = predicted(model, study.network, particles, ranks)
-            found.append({"particles": particles, "classes": n_classes, "ranks": ranks, "parts": parts,
-                          "most": largest_share(particles, ranks),
-                          "seconds": sum(parts.values()), "efficiency": one / sum(parts.values()) / ranks,
-                          "communication": communication(parts)})
-    return found
+    return [_forecast(study, model, n_classes, particles, ranks)
+            for particles in study.predict.particles for ranks in study.predict.ranks]
+
+
+def _forecast(study, model, n_classes, particles, ranks):
+    one = sum(predicted(model, study.network, particles, 1).values())
+    parts = predicted(model, study.network, particles, ranks)
+    return {"particles": particles, "classes": n_classes, "ranks": ranks, "parts": parts,
+            "most": largest_share(particles, ranks), "seconds": sum(parts.values()),
+            "efficiency": one / sum(parts.values()) / ranks, "communication": communication(parts)}
+
+
+def without_cores(study, rows, models):
+    """Forecasts for the oversubscribed rows of one thread a rank: their messages were counted, their times were not
+    to be had here."""
+    return [_forecast(study, models[row["classes"]], row["classes"], row["particles"], row["layout"][0])
+            for row in rows if row["oversubscribed"] and row["layout"][1] == 1]
 
 
 def _geometry(study, stack):
     """The polar grid of the study's stacks, as the engine makes it."""
     from vitrea.benchmarks.whole import DIAMETER
     from vitrea.engine.geometry import make_geometry
-    from vitrea.engine.options import Classify2dOptions, options_of
+    from vitrea.engine.options import Classify2dOptions, format_value, options_of
     from vitrea.engine.particles import read_particles
 
     known = options_of(Classify2dOptions)
-    keys = {name: known[name].parse(str(value)) for name, value in study.job.items()}
+    keys = {name: known[name].parse(format_value(value)) for name, value in study.job.items()}
     options = Classify2dOptions(input=stack, output=stack.parent / "run", n_classes=2, **{
         "particle_diameter": DIAMETER * study.stack.box * study.stack.pixel_size, **keys})
     return make_geometry(read_particles(stack), options)
 
 
 def _document(study, records, groups, found, models):
-    one = records[-1]
     shared = any(row["oversubscribed"] for rows in groups.values() for row in rows)
     lines = ["# Scaling of classify2d", "",
-             f"{one['cpu']}, {one['cores']} cores, {one['mpi']}; commit {one['commit']}; load "
+             f"{_all_of(records, 'cpu')}, {_all_of(records, 'cores')} cores, {_all_of(records, 'mpi')}; commit "
+             f"{_all_of(records, 'commit')}; load "
              f"{min(each['load'][0] for each in records):.1f}–{max(each['load'][0] for each in records):.1f} when the "
              "runs ended. Time is that of the iterations, without start and results; median of n, spread largest less "
              "least. Communication is the time in messages, waiting for other ranks included.",
              ""]
+    mixed = [name for name in ("cpu", "cores", "mpi", "commit") if len({each[name] for each in records}) > 1]
+    if mixed:
+        lines += [f"**Not one machine and program**: the runs of this study differ in {', '.join(mixed)}. "
+                  "Speed-up and efficiency then compare what is not alike.", ""]
     if shared:
         lines += ["**oversubscribed**: more ranks and threads than cores. Such runs are there for the numbers and "
                   "sizes of their messages; their times say nothing.", ""]
@@ -170,9 +182,23 @@ def _document(study, records, groups, found, models):
               + _traffic_verdict(found["counted"]), "", table(COUNTED, map(_counted_row, found["counted"])), "",
               "## Checked: the prediction beside what was measured here", "", _check_words(found["checked"]), "",
               table(CHECKED, map(_checked_row, found["checked"])), "",
-              "## Predicted, not measured", "", _assumptions(study, models), "",
+              "## Predicted, not measured", "", _assumptions(study, models), "", *_without_cores_told(found),
               table(PREDICTED, map(_predicted_row, found["forecast"])), ""]
     return "\n".join(lines)
+
+
+def _all_of(records, name):
+    """What the records have in a field, each value once."""
+    return " and ".join(dict.fromkeys(str(each[name]) for each in records))
+
+
+def _without_cores_told(found):
+    """The table of the layouts that had too few cores here."""
+    if not found["without_cores"]:
+        return []
+    return ["The layouts of this study that were oversubscribed, if every rank had a core; the bytes of their messages "
+            "are those counted above:", "", table(PREDICTED, map(_predicted_row, found["without_cores"])), "",
+            "Many ranks:", ""]
 
 
 def _check_words(checked):
@@ -264,8 +290,9 @@ def draw_measured(path, groups):
             for row in rows:
                 panel.plot(row["cores"], factor * row[name], "o" if row["layout"][1] == 1 else "^", color=colour,
                            mfc="none" if row["oversubscribed"] else colour)
-            panel.set(xlabel="cores (○ ranks, △ threads too; hollow: oversubscribed)", ylabel=words, xscale="log",
-                      title="measured")
+            panel.set(xlabel="cores", ylabel=words, xscale="log",
+                      title="measured: ○ ranks, △ threads too; hollow: oversubscribed")
+            panel.title.set_fontsize(10)
     for panel in panels:
         ticks = sorted({row["cores"] for rows in groups.values() for row in rows})
         panel.set_xticks(ticks, labels=list(map(str, ticks)))
@@ -294,6 +321,11 @@ def draw_predicted(path, forecast, checked):
     panels[0].set(xlabel="ranks", ylabel="s/iteration", title="predicted, not measured")
     panels[1].set(xlabel="ranks", ylabel="communication [% of an iteration]", title="predicted, not measured")
     panels[0].legend(fontsize=8)
+    panels[1].set_ylim(0.0, None)
+    for panel in panels:
+        ticks = sorted({row["ranks"] for row in forecast})
+        panel.set_xticks(ticks, labels=list(map(str, ticks)), rotation=45)
+        panel.minorticks_off()
     _save(figure, path)
 
 

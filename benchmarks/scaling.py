@@ -6,27 +6,31 @@ where it stopped.
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 
 from vitrea.benchmarks.launching import observe, worth
-from vitrea.benchmarks.measure import iterations_of
+from vitrea.benchmarks.measure import iterations_done, iterations_of
 from vitrea.benchmarks.records import surroundings
 from vitrea.benchmarks.report import write_report
 from vitrea.benchmarks.study import read_study
 from vitrea.benchmarks.whole import DIAMETER, make_stack
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
+from vitrea.engine.options import Classify2dOptions, options_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 ARRAYS = {"slurm": ("SLURM_ARRAY_TASK_ID", False), "pbs": ("PBS_ARRAY_INDEX", True)}   # ranges only?
+PBS_NAME = 15
 SUBMIT = {"slurm": ("sbatch --parsable", "--dependency=afterok:"), "pbs": ("qsub", "-W depend=afterok:")}
 
 
 def command(arguments):
     """Do what the options ask for; 0."""
     study = read_study(arguments.study)
+    study.check_output()
     cases = study.cases()
     if arguments.list:
         print("\n".join(f"{case}{'   done' if _path(study, case).exists() else ''}" for case in cases))
@@ -34,18 +38,17 @@ def command(arguments):
     if arguments.submit:
         return _submit(study, arguments.study, cases, arguments.submit)
     if arguments.prepare:
-        _prepare(study, cases)
+        _prepare(study, cases, arguments.progress)
         return 0
     if arguments.case is not None:
-        _run(study, _numbered(cases, arguments.case))
+        _run(study, _numbered(cases, arguments.case), arguments.progress)
         return 0
     if not arguments.report:
-        _prepare(study, cases)
+        _prepare(study, cases, arguments.progress)
         for case in cases:
             if not _path(study, case).exists():
-                print(case, flush=True)
-                _run(study, case)
-    return _report(study, cases)
+                _run(study, case, arguments.progress)
+    return _report(study, cases, arguments.progress)
 
 
 def _numbered(cases, number):
@@ -58,25 +61,31 @@ def _path(study, case):
     return Path(study.output) / "cases" / f"case-{case.number:05d}.json"
 
 
-def _stack(study, particles):
-    return make_stack(Path(study.output).resolve(), SimpleNamespace(particles=particles, **vars(study.stack)))
+def _stack(study, particles, progress):
+    return make_stack(Path(study.output).resolve(), SimpleNamespace(particles=particles, **vars(study.stack)), progress)
 
 
-def _prepare(study, cases):
+def _prepare(study, cases, progress):
     """Make every stack, once."""
+    study.claim()
     (Path(study.output) / "cases").mkdir(parents=True, exist_ok=True)
     for particles in sorted({case.particles for case in cases}):
-        _stack(study, particles)
+        _stack(study, particles, progress)
 
 
-def _run(study, case):
+def _run(study, case, progress):
     """Run one case and keep what it is worth."""
+    study.claim()
     folder = Path(study.output).resolve()
-    stack = _stack(study, case.particles)
+    stack = _stack(study, case.particles, progress)
     keys = {"input": f"{stack}/particles.star", "n_classes": case.n_classes, "seed": study.stack.seed,
             "particle_diameter": DIAMETER * study.stack.box * study.stack.pixel_size, "algorithm": "full",
             "convergence_change": 0, "checkpoint_minutes": 0, **study.job, "threads": case.threads}
-    measured, seen, records = observe(folder, f"run-{case.number:05d}", keys, case.ranks, study.launcher)
+    name = f"run-{case.number:05d}"
+    iterations = keys.get("max_iterations", options_of(Classify2dOptions)["max_iterations"].default)
+    progress.step(f"case {case.number + 1} of {len(study.cases())}: {case.words}: iterations", iterations,
+                  iterations_done(folder / name))
+    measured, seen, records = observe(folder, name, keys, case.ranks, study.launcher, progress)
     found = worth(measured, seen, records)
     record = {"benchmark": "scaling", "name": case.kind, "case": case.number, "size": case.size,
               "particles": case.particles, "classes": case.n_classes, "ranks": case.ranks, "threads": case.threads,
@@ -114,7 +123,7 @@ class WrongTrafficError(RuntimeError):
     """Ranks that do not meet in the same collectives."""
 
 
-def _report(study, cases):
+def _report(study, cases, progress):
     found = [json.loads(_path(study, case).read_text()) for case in cases if _path(study, case).exists()]
     if not found:
         raise JobError(f"{study.output}: nothing has been measured yet; expected cases in {study.output}/cases; run "
@@ -123,20 +132,27 @@ def _report(study, cases):
     with written_beside(folder / "records.jsonl") as beside:
         beside.write_text("".join(json.dumps(record) + "\n" for record in found))
     missing = len(cases) - len(found)
-    print(write_report(study, found, folder, _any_stack(study, found)))
+    stack = _any_stack(study, found, progress)
+    progress.step("report: tables, plots, prediction")
+    progress.result(write_report(study, found, folder, stack))
     print(f"written: {folder / 'scaling.md'}, plots beside it, {folder / 'records.jsonl'}"
           + (f"   ({missing} cases not measured yet)" if missing else ""))
     return 0
 
 
-def _any_stack(study, found):
+def _any_stack(study, found, progress):
     """The smallest stack that is there, for the shape of the model's arrays."""
-    return Path(study.output).resolve() / _stack(study, min(record["particles"] for record in found)) / "particles.star"
+    name = _stack(study, min(record["particles"] for record in found), progress)
+    return Path(study.output).resolve() / name / "particles.star"
 
 
 def _submit(study, path, cases, scheduler):
     """Write array scripts, one for each layout, and submit.sh, which hands them in after the stacks are made."""
     scripts = Path(study.output).resolve() / f"submit-{scheduler}"
+    if set(str(scripts)) & set(" \t,;:\"'"):
+        raise JobError(f"output: {scripts} was found; expected a path without blanks, commas and quotes, which "
+                       "directives of schedulers split; choose another folder")
+    study.claim()
     scripts.mkdir(parents=True, exist_ok=True)
     write = _Scripts(study, path, scripts, scheduler)
     hand_in, after = SUBMIT[scheduler]
@@ -160,7 +176,8 @@ class _Scripts:
         self._common = {
             "time": study.scheduler.time, "setup": study.scheduler.setup.rstrip(),
             "directives": "\n".join(f"{directive} {each}" for each in study.scheduler.directives),
-            "folder": shlex.quote(os.getcwd()), "study": shlex.quote(str(path)), "output": str(folder)}
+            "folder": shlex.quote(os.getcwd()), "study": shlex.quote(str(path)), "output": str(folder),
+            "vitrea": f"{shlex.quote(sys.executable)} -m vitrea.jobs"}    # of this environment, whatever a job's PATH
 
     def preparation(self):
         """The script that makes the stacks: its name."""
@@ -181,11 +198,16 @@ class _Scripts:
         return names
 
     def _write(self, name, ranks, threads, array, option):
-        text = self._template.substitute(self._common, name=f"vitrea-{Path(name).stem}", ranks=ranks, threads=threads,
+        text = self._template.substitute(self._common, name=_job_name(Path(name).stem), ranks=ranks, threads=threads,
                                          array=array, option=option, log="%x.out" if array is None else "%x-%a.out")
         lines = [line for line in text.splitlines() if line and not (array is None and line.endswith("None"))]
         (self._folder / name).write_text("\n".join(lines) + "\n")
         return name
+
+
+def _job_name(stem):
+    """A name that every scheduler takes: a letter first, at most 15 characters (older PBS)."""
+    return min(f"vitrea-{stem}", stem, key=lambda name: (len(name) > PBS_NAME, -len(name)))[:PBS_NAME]
 
 
 def _evenly_spaced(numbers):

@@ -51,11 +51,17 @@ class Sizes:
             counts = ", ".join(str(count) for count in _disc_counts(2 * self.shifts))
             raise JobError(f"--shifts: {self.shifts} points do not fill a disc; expected one of {counts}, …; "
                            "choose the nearest")
-        if level_angles(self.grid, 360.0 / self.rotations) != self.rotations:
-            raise JobError(f"--rotations: {self.rotations} angles cannot hold {self.rings} rings of a particle of "
-                           f"{self.grid.support:g} px radius, or are no product of 2, 3 and 5; expected an even "
-                           f"number of at least {2 * self.grid.n_harmonics}; use --rotations "
-                           f"{level_angles(self.grid, 360.0 / self.rotations)}, or fewer --rings")
+        self._check_rotations()
+
+    def _check_rotations(self):
+        next_one, least = level_angles(self.grid, 360.0 / self.rotations), 2 * self.grid.n_harmonics
+        if self.rotations < least:
+            raise JobError(f"--rotations: {self.rotations} angles are too few for {self.rings} rings of a particle of "
+                           f"{self.grid.support:g} px radius; expected at least {least}; use --rotations {next_one}, "
+                           "or fewer --rings")
+        if self.rotations != next_one:
+            raise JobError(f"--rotations: no search has {self.rotations} angles; expected a multiple of 8 with no "
+                           f"prime factors but 2, 3 and 5; use --rotations {next_one}")
 
     @property
     def box_size(self):

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from vitrea.benchmarks.measure import classify, run_measured
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import surroundings
 from vitrea.benchmarks.whole import DIAMETER, make_stack
 from vitrea.engine.errors import JobError
@@ -24,15 +25,26 @@ STACK = SimpleNamespace(particles=64, views=2, box=64, pixel_size=4.0, snr=0.1, 
 JOB = {"n_classes": 4, "max_iterations": 1, "algorithm": "full"}
 
 
-def measure(n):
+def measure(n, progress=SILENCE):
     """Records of both, `help` first, each of `n` fresh processes after one that is not counted."""
     with tempfile.TemporaryDirectory(prefix="vitrea-startup-") as temporary:
         folder = Path(temporary)
-        stack = make_stack(folder, STACK)
+        stack = make_stack(folder, STACK, progress)
         keys = {"input": f"{stack}/particles.star", "particle_diameter": DIAMETER * STACK.box * STACK.pixel_size, **JOB}
-        samples = {"help": [_help(folder) for _ in range(n + 1)],
-                   "first iteration": [_first_iteration(folder, keys, i) for i in range(n + 1)]}
+        samples = {"help": _each(n, "vitrea --help", progress, lambda i: _help(folder)),
+                   "first iteration": _each(n, "a run to its first iteration", progress,
+                                            lambda i: _first_iteration(folder, keys, i))}
     return [_record(name, found[1:]) for name, found in samples.items()]
+
+
+def _each(n, words, progress, run):
+    """What run(i) found, for a warm-up and `n` runs."""
+    progress.step(f"{words}: a warm-up and fresh processes", n + 1)
+    found = []
+    for i in range(n + 1):
+        found.append(run(i))
+        progress.done()
+    return found
 
 
 def _help(folder):

@@ -9,9 +9,9 @@ in the record is the wall time.
 For mini-batches a few particles of many are wanted at a time. Three ways to get them are timed: records scattered over
 the scratch file; the same after the kernel was told to forget the file; and images read and transformed once more.
 
-    python -m vitrea.benchmarks.streaming --sizes 20000 80000
+    vitrea bench streaming --sizes 20000 80000
 """
-import argparse
+import json
 import os
 import tempfile
 import time
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from vitrea.benchmarks.launching import observe
-from vitrea.benchmarks.measure import iterations_of, table, vitrea
+from vitrea.benchmarks.measure import iterations_done, iterations_of, table, vitrea
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import keep, surroundings
 from vitrea.benchmarks.whole import DIAMETER
 
@@ -34,11 +35,12 @@ WAYS = {"from scratch, in the kernel's cache": "warm", "from scratch, on the dis
         "images read and transformed again": "again", "the same, CPU time": "again_cpu"}
 
 
-def measure(folder, sizes):
+def measure(folder, sizes, progress=SILENCE):
     """One record by size and storage, and one of the three ways to a mini-batch, of the largest stack."""
-    records = [record for n in sizes for record in _both(folder, _simulated(folder, n), n)]
-    fetched = {"benchmark": "streaming", "name": "fetch", "particles": sizes[-1], "fetched": FETCHED,
-               **fetch_times(folder / _name(sizes[-1]) / "particles.star")}
+    records = [record for n in sizes for record in _both(folder, _simulated(folder, n, progress), n, progress)]
+    progress.step("ways to a mini-batch")
+    fetched = {"benchmark": "streaming", "name": "fetch", "particles": max(sizes),
+               **fetch_times(folder / _name(max(sizes)) / "particles.star")}
     return [record | surroundings() for record in (*records, fetched)]
 
 
@@ -46,21 +48,25 @@ def _name(n):
     return f"stack_n{n}"
 
 
-def _simulated(folder, n):
+def _simulated(folder, n, progress):
     """Simulate the stack unless it is there; its name in `folder`."""
     if not (folder / _name(n) / "particles.star").exists():
+        progress.step(f"simulating {n:,} particles of {BOX} px")
         vitrea("simulate", "particles", "--out", _name(n), "--n", n, "--views", VIEWS, "--box", BOX, "--pixel-size",
-               PIXEL_SIZE, "--snr", SNR, "--stack-size", STACK_SIZE, folder=folder)
+               PIXEL_SIZE, "--snr", SNR, "--stack-size", STACK_SIZE, folder=folder,
+               look=progress.tick)
     return _name(n)
 
 
-def _both(folder, stack, n):
+def _both(folder, stack, n, progress=SILENCE):
     """Records of a run with its particles in memory and of one with them in scratch."""
     results = []
     for storage in STORAGES:
         name = f"{stack}_{storage}"
         keys = {"input": f"{stack}/particles.star", "storage": storage, **JOB}
-        measured, seen, lines = observe(folder, name, keys)
+        progress.step(f"{n:,} particles in {storage}: iterations", JOB["max_iterations"],
+                      iterations_done(folder / name))
+        measured, seen, lines = observe(folder, name, keys, progress=progress)
         start = next(line for line in lines if line["kind"] == "start")
         iterations = iterations_of(lines)
         cpu = seen[0]["cpu_iterating"]
@@ -75,7 +81,8 @@ def _both(folder, stack, n):
 
 
 def fetch_times(star):
-    """{way: ms a particle}, wall time and (`again`) CPU time, for FETCHED scattered particles of a STAR file."""
+    """{way: ms a particle}, wall time and (`again_cpu`) CPU time, for FETCHED scattered particles of a STAR file, or
+    all of them if they are fewer; how many were `fetched`."""
     from vitrea.engine.comm import world
     from vitrea.engine.geometry import make_geometry
     from vitrea.engine.load import read_table
@@ -88,7 +95,8 @@ def fetch_times(star):
                                 particle_diameter=JOB["particle_diameter"])
     particles = read_table(options, comm=world())
     geometry = make_geometry(particles, options)
-    rows = np.sort(np.random.default_rng(0).permutation(len(particles))[:FETCHED])
+    n, count = len(particles), min(FETCHED, len(particles))
+    rows = np.sort(np.random.default_rng(0).permutation(n)[:count])
     some = Shard.allocate([Block(0, 0, rows)], geometry)
     with StackReader(particles) as reader:
         loader = Loader(particles, options, geometry, reader)
@@ -97,13 +105,15 @@ def fetch_times(star):
         loader.load(some, 0)
         again = {"again": time.perf_counter() - wall, "again_cpu": time.process_time() - cpu}
     scratch = InScratch(len(particles), geometry, star.parent)
-    for first in range(0, len(particles) - FETCHED + 1, FETCHED):
-        scratch.put(np.arange(first, first + FETCHED), some.take(np.arange(FETCHED)))
+    for first in range(0, n, count):
+        part = np.arange(first, min(first + count, n))
+        scratch.put(part, some.take(np.arange(len(part))))
     found = again | {"warm": _timed(scratch, rows)}
     os.fsync(scratch.file)
     os.posix_fadvise(scratch.file, 0, 0, os.POSIX_FADV_DONTNEED)
     found["cold"] = _timed(scratch, rows)
-    return {"record_bytes": record_type(geometry).itemsize} | {way: 1e3 * t / FETCHED for way, t in found.items()}
+    return {"record_bytes": record_type(geometry).itemsize, "fetched": count} | {
+        way: 1e3 * t / count for way, t in found.items()}
 
 
 def _timed(scratch, rows):
@@ -129,20 +139,13 @@ def told(records):
     return "\n".join(lines)
 
 
-def main():
-    words = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    words.add_argument("--sizes", type=int, nargs="+", default=[20_000, 80_000], metavar="N", help="particles")
-    words.add_argument("--keep", type=Path, metavar="DIR", help="folder that keeps the stacks and runs")
-    words.add_argument("--records", default="benchmarks/results/streaming.jsonl", metavar="FILE", help="JSON lines")
-    arguments = words.parse_args()
+def command(arguments):
+    """Measure, keep and print what `vitrea bench streaming` was asked for; 0."""
     with tempfile.TemporaryDirectory(prefix="vitrea-streaming-") as temporary:
         folder = Path(arguments.keep or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        records = measure(folder, arguments.sizes)
+        records = measure(folder, arguments.sizes, arguments.progress)
     for record in records:
         keep(arguments.records, record)
-    print(told(records))
-
-
-if __name__ == "__main__":
-    main()
+    arguments.progress.result("\n".join(map(json.dumps, records)) if arguments.json else told(records))
+    return 0

@@ -4,15 +4,22 @@ Strong scaling keeps the particles and adds cores; weak scaling keeps the partic
 ranks × threads, repeat) has a number, which is all that an array job needs to know.
 """
 import difflib
+import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 
 from vitrea.engine.errors import JobError
-from vitrea.engine.options import Classify2dOptions
+from vitrea.engine.files import written_beside
+from vitrea.engine.options import Classify2dOptions, OptionError, format_value, options_of
 
+# what the files of cases mean; the other keys may change while a study goes on
+MEASURED_KEYS = ("stack", "strong", "weak", "classes", "layouts", "job", "launcher", "cores")
+STAMP = "study.json"
+DECIDED = {"input": "stack, strong and weak", "output": "the study's own output", "n_classes": "classes",
+           "threads": "layouts"}     # keys of classify2d that a study sets, and by which of its own
 EXAMPLE = Path(__file__).with_name("scaling.yaml")
 
 
@@ -74,6 +81,30 @@ class Study:
     def node_cores(self):
         return self.cores or os.cpu_count()
 
+    def measured(self):
+        """The keys that decide what the cases are, as JSON has them; the others may change while a study goes on."""
+        return {name: value for name, value in json.loads(json.dumps(asdict(self), default=str)).items()
+                if name in MEASURED_KEYS}
+
+    def claim(self):
+        """Mark the output folder as this study's."""
+        stamp = Path(self.output) / STAMP
+        if not stamp.exists():
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            with written_beside(stamp) as beside:
+                beside.write_text(json.dumps(self.measured()))
+
+    def check_output(self):
+        """JobError, with the keys that differ, if the output folder holds the cases of another study."""
+        stamp = Path(self.output) / STAMP
+        if not stamp.exists():
+            return
+        held, ours = json.loads(stamp.read_text()), self.measured()
+        other = [f"{name} is {ours[name]} here and {held[name]} there" for name in ours if ours[name] != held[name]]
+        if other:
+            raise JobError(f"output: {self.output} holds the cases of another study ({'; '.join(other)}); expected the "
+                           "same study or a new folder; name another output, or remove that folder")
+
     def cases(self):
         """All cases, in the order of their numbers: the repeats outermost, so that a study cut short is balanced."""
         return [Case(number, *case) for number, case in enumerate(
@@ -99,9 +130,14 @@ class Case:
     def particles(self):
         return self.size * (self.ranks * self.threads if self.kind == "weak" else 1)
 
+    @property
+    def words(self):
+        """What is run, on ranks × threads."""
+        return (f"{self.kind:<6}  {self.particles:>9,} particles   K {self.n_classes:<4}  {self.ranks} × {self.threads}"
+                f"   repeat {self.repeat + 1}")
+
     def __str__(self):
-        return (f"{self.number:>4}  {self.kind:<6}  {self.particles:>9,} particles   K {self.n_classes:<4}  "
-                f"{self.ranks} × {self.threads}   repeat {self.repeat + 1}")
+        return f"{self.number:>4}  {self.words}"
 
 
 def example():
@@ -143,7 +179,7 @@ def _read(kind, found, where):
 def _value(kind, value, where):
     if kind in (Stack, Network, Predict, Scheduler):
         if not isinstance(value, dict):
-            raise JobError(f"{where}: '{value}' was found; expected a group of keys; see 'vitrea new bench'")
+            raise JobError(f"{where}: {shown(value)} was found; expected a group of keys; see 'vitrea new bench'")
         return _read(kind, value, where)
     try:
         if kind in (int, float):
@@ -159,8 +195,13 @@ def _value(kind, value, where):
         return value if value is None else int(value) if kind == int | None else str(value)
     except (TypeError, ValueError) as error:
         wanted = {int: "a whole number", float: "a number", tuple: "a list in [ ]", dict: "a group of keys"}
-        raise JobError(f"{where}: '{value}' was found; expected {wanted.get(kind, 'a text')}; see 'vitrea new bench'") \
-            from error
+        raise JobError(f"{where}: {shown(value)} was found; expected {wanted.get(kind, 'a text')}; see "
+                       "'vitrea new bench'") from error
+
+
+def shown(value):
+    """A value as it stands in the YAML: texts in quotes, numbers and lists not."""
+    return f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _frozen(value):
@@ -173,8 +214,8 @@ def _check(study, path):
     """What no field can tell alone."""
     layouts = [layout for layout in study.layouts if not _is_pair(layout)]
     if layouts or not study.layouts:
-        raise JobError(f"{path}: layouts: {layouts[0] if layouts else '[]'} was found; expected pairs [ranks, threads] "
-                       "of whole numbers; e.g. layouts: [[1, 1], [2, 1]]")
+        raise JobError(f"{path}: layouts: {shown(layouts[0] if layouts else [])} was found; expected pairs [ranks, "
+                       "threads] of whole numbers; e.g. layouts: [[1, 1], [2, 1]]")
     if (1, 1) not in study.layouts:
         raise JobError(f"{path}: layouts: [1, 1] is not among them; expected it, for the others are compared with it; "
                        "add it")
@@ -187,13 +228,27 @@ def _check(study, path):
                            f"e.g. {name}: [1000]")
     keys = [each.name for each in fields(Classify2dOptions)]
     unknown = [key for key in study.job if key not in keys]
+    decided = [key for key in study.job if key in DECIDED]
+    if decided:
+        raise JobError(f"{path}: job: {decided[0]} is there; expected keys that the study does not set itself; use "
+                       f"{DECIDED[decided[0]]}")
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), keys, 1)
         raise JobError(f"{path}: job: unknown key '{unknown[0]}'; expected keys of classify2d"
                        f"{f'; did you mean {near[0]}?' if near else ' (docs/job-keys.md)'}")
+    for name, value in study.job.items():
+        _check_job_key(path, name, value)
     if study.launcher and "{ranks}" not in study.launcher:
         raise JobError(f"{path}: launcher: '{study.launcher}' was found; expected {{ranks}} in it, where their number "
                        "goes; e.g. \"srun -n {ranks}\"")
+
+
+def _check_job_key(path, name, value):
+    """Not only the name: a value that no run accepts would be told after the stacks were made."""
+    try:
+        options_of(Classify2dOptions)[name].parse(format_value(value))
+    except OptionError as error:
+        raise JobError(f"{path}: job: {error}") from error
 
 
 def _is_pair(layout):

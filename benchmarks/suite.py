@@ -8,6 +8,7 @@ from vitrea.benchmarks.clocks import E_STEP, Clocks
 from vitrea.benchmarks.estep import Adaptive, EStep, Marginal
 from vitrea.benchmarks.kernels import KERNELS
 from vitrea.benchmarks.machine import SGEMM_SIZE, TRIAD_FLOATS, measure_limits
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import surroundings
 from vitrea.benchmarks.scan import Scan
 from vitrea.benchmarks.timing import LEAST_SECONDS, clock
@@ -27,13 +28,14 @@ class Effort:
     triad_floats: int = TRIAD_FLOATS
 
 
-def measure(name, sizes, effort):
+def measure(name, sizes, effort, progress=SILENCE):
     """The record of one kernel benchmark; raises WrongAnswerError if its answer is wrong, before any clock starts."""
     with threadpool_limits(1):
+        progress.step(f"{name}: made ready, compiled and checked")
         benchmark = BENCHMARKS[name](sizes)
         error = benchmark.check()
-        phases, timing = _timed(benchmark, effort)
-        limits = measure_limits(sizes.rotations, effort.sgemm_size, effort.triad_floats)
+        phases, timing = _timed(name, benchmark, effort, progress)
+        limits = measure_limits(sizes.rotations, effort.sgemm_size, effort.triad_floats, progress)
     record = {"benchmark": "kernel", "name": name, **sizes.as_dict(), "check": error, "twin": benchmark.twin}
     record |= _figures(benchmark, timing, limits)
     record |= _split(phases, benchmark, effort.n)
@@ -42,12 +44,14 @@ def measure(name, sizes, effort):
     return record | surroundings()
 
 
-def _timed(benchmark, effort):
+def _timed(name, benchmark, effort, progress):
     """(Clocks, Timing); of the E step the sums for the M step are not counted."""
+    progress.step(f"{name}: warm-up, then runs under the clock", effort.n)
     if not isinstance(benchmark, EStep):
-        return None, clock(benchmark.run, effort.n, effort.least_seconds)
+        return None, clock(benchmark.run, effort.n, effort.least_seconds, between=progress.done)
     with Clocks(E_STEP, timer=time.process_time) as phases:
-        timing = clock(benchmark.run, effort.n, 0.0, excluded=lambda: phases.seconds[NOT_COUNTED])
+        timing = clock(benchmark.run, effort.n, 0.0, excluded=lambda: phases.seconds[NOT_COUNTED],
+                       between=progress.done)
     return phases, timing
 
 

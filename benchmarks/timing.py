@@ -36,10 +36,11 @@ class Timing:
                 "wall_median": statistics.median(self.wall), "warm_up": self.warm_up}
 
 
-def clock(run, n, least_seconds=LEAST_SECONDS, excluded=lambda: 0.0):
+def clock(run, n, least_seconds=LEAST_SECONDS, excluded=lambda: 0.0, between=lambda: None):
     """Timing of `n` runs of `run()`, after one call that is not counted.
 
-    excluded() tells the CPU time [s] spent so far on what is not to be counted.
+    excluded() tells the CPU time [s] spent so far on what is not to be counted; between() is called after each run,
+    off the clock.
     """
     begin = time.perf_counter()
     run()
@@ -55,4 +56,5 @@ def clock(run, n, least_seconds=LEAST_SECONDS, excluded=lambda: 0.0):
             run()
         cpu.append((time.process_time() - excluded() - cpu_begin) / repeats)
         wall.append((time.perf_counter() - wall_begin) / repeats)
+        between()
     return Timing(tuple(cpu), tuple(wall), warm_up)

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 from vitrea.benchmarks.launching import observe, worth
-from vitrea.benchmarks.measure import compared, simulate
+from vitrea.benchmarks.measure import compared, iterations_done, simulate
+from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import surroundings
 
 DIAMETER = 0.78       # of the box
@@ -15,34 +16,42 @@ SHOWN = {"read": "read", "transform": "transform", "coarse": "coarse pass", "gat
 SIZES = ("particles", "views", "box", "pixel_size", "snr", "seed", "classes", "iterations", "ranks", "threads", "set")
 
 
-def measure(arguments):
+def measure(arguments, progress=SILENCE):
     """The record of `arguments.n` runs on one simulated stack."""
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
         folder = Path(arguments.keep or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        stack = make_stack(folder, arguments)
-        warm_up()
-        runs = [worth(*observe(folder, f"run{i}", _keys(arguments, stack), arguments.ranks))
-                for i in range(arguments.n)]
+        stack = make_stack(folder, arguments, progress)
+        warm_up(progress)
+        runs = [_one_run(folder, stack, i, arguments, progress) for i in range(arguments.n)]
         scores = compared(folder, f"{stack}/truth.star", "run0/run_data.star")
     record = {"benchmark": "run", "name": "classify2d", **{name: getattr(arguments, name) for name in SIZES}}
     return record | figures(runs) | {name: scores[name] for name in ("purity", "ari", "views_found")} | surroundings()
 
 
-def warm_up():
+def _one_run(folder, stack, number, arguments, progress):
+    """The worth of one run."""
+    name = f"run{number}"
+    progress.step(f"classify2d, run {number + 1} of {arguments.n}: iterations", arguments.iterations,
+                  iterations_done(folder / name))
+    return worth(*observe(folder, name, _keys(arguments, stack), arguments.ranks, progress=progress))
+
+
+def warm_up(progress=SILENCE):
     """Compile the kernels, where that has not been done: once a machine, and nothing that a run's time should hold."""
     from vitrea.engine.warmup import tiny_expectation
 
+    progress.step("kernels compiled, where this machine has not done so before")
     tiny_expectation()
 
 
-def make_stack(folder, sizes):
+def make_stack(folder, sizes, progress=SILENCE):
     """Simulate the stack unless it is there; its name in `folder`."""
     name = f"stack_n{sizes.particles}_v{sizes.views}_b{sizes.box}_a{sizes.pixel_size:g}_snr{sizes.snr:g}_s{sizes.seed}"
     if not (folder / name / "truth.star").exists():
         shutil.rmtree(folder / name, ignore_errors=True)   # what an interrupted benchmark left behind
         simulate(folder / name, n=sizes.particles, views=sizes.views, snr=sizes.snr, seed=sizes.seed, box=sizes.box,
-                 pixel_size=sizes.pixel_size)
+                 pixel_size=sizes.pixel_size, progress=progress)
     return name
 
 
@@ -65,7 +74,7 @@ def told(record):
     """The record for people."""
     lines = [
         f"classify2d   {record['particles']:,} particles   box {record['box']} px   K {record['classes']}   "
-        f"{record['iterations']} iterations   {record['ranks']} ranks × {record['threads']} threads",
+        f"{record['iterations']} iterations   {record['ranks']} × {record['threads']} (ranks × threads)",
         f"  speed     {record['poses_per_core_second']:.3g} poses / core·s   "
         f"{record['particle_iterations_per_core_second']:,.4g} particles·iterations / core·s",
         f"  CPU       {record['median']:.3g} ms / particle·iteration   least {record['min']:.3g}   n {record['n']}   "
@@ -75,8 +84,8 @@ def told(record):
     ]
     whole = sum(record["phases"].values())
     split = [f"{words} {record['phases'][phase]:.2f}" for phase, words in SHOWN.items() if phase in record["phases"]]
-    lines += [f"  split     {'   '.join(split[i:i + 5])}" + ("   s a rank" if i + 5 >= len(split) else "")
-              for i in range(0, len(split), 5)]
+    lines += [f"  {'' if i else 'split':<10}{'   '.join(split[i:i + 5])}" for i in range(0, len(split), 5)]
+    lines[-1] += "   s a rank"
     lines.append(f"            {whole:.2f} s a rank of {record['wall_seconds']:.2f} s lie in clocked functions"
                  + (", threads added up" if record["threads"] > 1 else ""))
     if record["clocks_missing"]:

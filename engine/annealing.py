@@ -4,9 +4,10 @@ Above T_c = λ·h all nodes hold the mean (engine/components.py). The run begins
 start choose what splits first, and cools by a factor whenever EM has settled. Particles held out judge the classes of
 each temperature by their log-likelihood at T = 1; cooling ends at T = 1, or where it has risen and then not improved
 for two temperatures, and the best classes are finished with all particles. While cooling, classes weigh the same: a
-learnt weight would feed the class that splits off first. And the prior of the classes, found by its evidence, is no
+learnt weight would feed the class that splits off first. The prior of the classes, found by its evidence, is no
 narrower than the signal that the principal components show: nodes that are still alike would find one as narrow as
-their mean is weak, and where many unrelated classes leave their mean no power, none could appear.
+their mean is weak, and where many unrelated classes leave their mean no power, none could appear. Components for junk
+come in at the end: "any signal on top of the nearest class" would take everything while there are no classes.
 """
 from dataclasses import dataclass, fields, replace
 
@@ -130,7 +131,12 @@ class Annealing:
         return replace(state, manifold=manifold, in_stage=0, last=-np.inf, previous=now)
 
     def _settle(self, state):
-        manifold, report = self._settling.step(state.manifold)
+        manifold = state.manifold
+        if self._settling.settings.outliers and not manifold.outlier_prior.any():
+            manifold = manifold.with_outliers()
+        manifold, report = self._settling.step(manifold)
+        if self._settling.settings.outliers:
+            manifold = manifold.without_silent(self._settling.particles.layout)
         quiet = abs(report.tempered - state.last) < self.schedule.tolerance
         done = quiet or state.in_stage + 1 >= self.schedule.settle
         return replace(state, manifold=manifold, stage="done" if done else "settle", iteration=state.iteration + 1,

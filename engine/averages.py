@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitrea.engine.comm import gather_rows, largest_over_ranks, sum_over_ranks
-from vitrea.engine.manifold import Expectation
+from vitrea.engine.comm import gather_rows, sum_over_ranks
+from vitrea.engine.manifold import Expectation, make_quanta
 from vitrea.engine.manifold import assign as manifold_assign
-from vitrea.kernels.exact import quantum, to_quanta
+from vitrea.kernels.exact import to_quanta
 
 HALVES = 2
 LEAST_WEIGHT = 1e-6   # of Σ w c², relative to the largest: below it a component was not measured
@@ -58,7 +58,7 @@ def assign(particles, manifold, rows, *, outliers=False, comm):
     known["row"] = rows
     layout = particles.layout
     sums = ClassSums(np.zeros((HALVES, n_classes, len(layout.group))), np.zeros((HALVES, n_classes, len(layout.shell))))
-    quanta = _quanta(particles, comm)
+    quanta = make_quanta(particles, comm=comm)
     expectation = Expectation(particles, manifold)
     for block in particles.blocks:
         if block.stop > block.start:
@@ -78,7 +78,7 @@ def given(particles, class_numbers, rows, n_classes, *, comm):
     known["row"], known["probability"] = rows, class_numbers >= 0
     known["class_number"] = np.maximum(class_numbers, 0)
     sums = ClassSums(np.zeros((HALVES, n_classes, len(layout.group))), np.zeros((HALVES, n_classes, len(layout.shell))))
-    quanta = _quanta(particles, comm)
+    quanta = make_quanta(particles, comm=comm)
     for block in particles.blocks:
         if block.stop > block.start:
             _add_members(sums, quanta, particles, block, known[block])
@@ -95,15 +95,6 @@ def gathered(known, *, comm):
     return everything if everything is None else everything[np.argsort(everything["row"])]
 
 
-def _quanta(particles, comm):
-    """Quanta of data float64[D] and of ctf2, from bounds that are the same on every rank. Collective."""
-    peak = np.abs(particles.transformed).max(axis=0, initial=0.0).astype(np.float64)
-    ctf2 = float(particles.ctf2.max(initial=0.0))
-    bounds = largest_over_ranks(np.append(peak, ctf2), comm=comm)
-    found = quantum(1.01 * particles.n_total * bounds)
-    return found[:-1], found[-1]
-
-
 def _add_members(sums, quanta, particles, block, part):
     """Add a block's particles to the sums of their classes, each term a multiple of its quantum."""
     half = part["row"] % HALVES
@@ -112,8 +103,8 @@ def _add_members(sums, quanta, particles, block, part):
     first = np.flatnonzero(np.diff(place[order], prepend=-1))
     weight = part["probability"][order, None]
     where = place[order][first]
-    for array, total, rounding in ((particles.transformed, sums.data, quanta[0]),
-                                   (particles.ctf2, sums.ctf2, quanta[1])):
+    for array, total, rounding in ((particles.transformed, sums.data, quanta.data),
+                                   (particles.ctf2, sums.ctf2, quanta.ctf2)):
         terms = to_quanta(weight * array[block][order], rounding)
         total.reshape(-1, total.shape[2])[where] += np.add.reduceat(terms, first, axis=0)
 

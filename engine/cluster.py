@@ -22,7 +22,8 @@ from vitrea.engine.comm import StopRequest, library_name, node_count
 from vitrea.engine.errors import JobError
 from vitrea.engine.load import read_table
 from vitrea.engine.log import NullLog, RunLog
-from vitrea.engine.manifold import OUTLIER_START, Settings
+from vitrea.engine.manifold import Settings
+from vitrea.engine.plan import machine_room
 from vitrea.engine.posed import PosedGeometry, PosedShard, make_posed_geometry, read_posed
 
 COMPONENTS = 8   # principal components looked at; a start uses as many as its grid has axes
@@ -64,9 +65,9 @@ def run(options, *, resume, comm):
 
 def _prepare(options, stop, log, comm):
     table = read_table(options, comm=comm)
-    tell_start("cluster", options, table, plan_cluster, log, comm)
+    planned = tell_start("cluster", options, table, plan_cluster, log, comm)
     geometry = make_posed_geometry(table, options)
-    shard = read_posed(table, options, geometry, stop, log, comm=comm)
+    shard = read_posed(table, options, geometry, stop, log, comm=comm, scratch=scratch_folder(options, planned))
     return None if shard is None else Run(options, table, geometry, shard, log, stop, comm)
 
 
@@ -76,14 +77,25 @@ def open_log(options, comm):
 
 
 def tell_start(job, options, table, planner, log, comm):
-    """Tell what is run, on which particles, by how many ranks, and what it will take. Collective."""
-    planned, nodes = planner(options, table, comm.size), node_count(comm)
+    """Tell what is run, on which particles, by how many ranks, and what it will take: the plan. Collective."""
+    planned, nodes = planner(options, table, comm.size, machine_room(comm)), node_count(comm)
     log.tell("start", job=job, output=str(options.output), input=str(options.input), host=platform.node(),
              process=os.getpid(), version=importlib.metadata.version("vitrea"), mpi=library_name(), ranks=comm.size,
              nodes=nodes, threads=options.threads, particles=len(table), n_classes=options.n_classes,
              box_size=planned.box_size, pixel_size=planned.pixel_size, voltage=table.optics[0].voltage,
-             memory_per_rank=planned.memory_per_rank_bytes, options=options.as_dict())
+             memory_per_rank=planned.memory_per_rank_bytes, scratch_per_rank=planned.scratch_per_rank_bytes,
+             options=options.as_dict())
     log.line(f"{planned.components:,} components of each particle, to {planned.resolution:.1f} Å")
+    folder = scratch_folder(options, planned)
+    if folder:
+        log.line(f"particles in scratch: {planned.scratch_per_rank_bytes / 1e9:.3g} GB a rank in unnamed files in "
+                 f"{folder}")
+    return planned
+
+
+def scratch_folder(options, planned):
+    """The folder of the scratch files, None if the particles are kept in memory."""
+    return options.scratch or options.output if planned.storage == "scratch" else None
 
 
 def make_lattice(options):
@@ -100,19 +112,19 @@ def make_lattice(options):
 def start(run):
     """The first State: just below the temperature where classes appear, or, from given classes, at the last one."""
     options, embedded = run.options, run.shard.embedded
-    lattice, layout, junk = make_lattice(options), embedded.layout, OUTLIER_START if options.outliers else 0.0
+    lattice, layout = make_lattice(options), embedded.layout
     components, beta = starts.analyse(embedded, max(COMPONENTS, lattice.dimension), comm=run.comm, seed=options.seed)
     critical = float(components.eigenvalues[0])
     run.log.line(f"classes appear at T {critical:.2f}; {components.significant()} of the first "
                  f"{len(components.eigenvalues)} principal components stand above the noise")
     if options.start == "classes":
         references = given_classes(run, lattice.n_nodes)
-        return annealing.begin_settled(starts.from_references(lattice, layout, references, beta, junk),
+        return annealing.begin_settled(starts.from_references(lattice, layout, references, beta),
                                        options.temperature)
     if options.start == "random":
-        manifold = starts.at_random(lattice, layout, components, beta, options.seed, junk)
+        manifold = starts.at_random(lattice, layout, components, beta, options.seed)
     else:
-        manifold = starts.from_components(lattice, layout, components, beta, junk)
+        manifold = starts.from_components(lattice, layout, components, beta)
     return annealing.begin(manifold, critical, options.temperature)
 
 

@@ -1,17 +1,27 @@
 """What a cluster job will need before it starts: components, memory, disk."""
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from vitrea.engine.errors import JobError
 from vitrea.engine.options import Classify2dOptions, options_of
-from vitrea.engine.plan import BYTES_A_PARTICLE, BYTES_A_ROW, PROGRAM_BYTES, STAR_BYTES_A_ROW, plan
-from vitrea.engine.posed import block_size, make_posed_geometry, require_poses
+from vitrea.engine.plan import (
+    BYTES_A_PARTICLE,
+    BYTES_A_ROW,
+    PROGRAM_BYTES,
+    STAR_BYTES_A_ROW,
+    choose_storage,
+    plan,
+)
+from vitrea.engine.posed import make_posed_geometry, require_poses
+from vitrea.engine.shards import make_blocks
 
 MODEL_COPIES = 10   # of the class averages: nodes, the best so far, sums, half-sets, the message between ranks
 
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """Sizes of a cluster job; memory in bytes at its peak, of the rank with most particles, which are kept in it."""
+    """Sizes of a cluster job; memory in bytes at its peak, of the rank with most particles."""
 
     particles: int
     particles_per_rank: int
@@ -21,8 +31,9 @@ class ClusterPlan:
     disk_bytes: int
     box_size: int
     pixel_size: float
+    storage: str                  # "memory" or "scratch"
+    scratch_per_rank_bytes: int   # of the scratch file; 0 for storage in memory
 
-    storage, scratch_per_rank_bytes = "memory", 0
     work_name = "components"
 
     @property
@@ -36,16 +47,16 @@ class ClusterPlan:
         return f"{self.components:,} of each particle, to {self.resolution:.1f} Å"
 
 
-def plan_cluster(options, table, n_ranks):
-    """ClusterPlan of a cluster job on `n_ranks`; JobError if it cannot work."""
+def plan_cluster(options, table, n_ranks, room=np.inf):
+    """ClusterPlan of a cluster job on `n_ranks` that may take `room` bytes each; JobError if it cannot work."""
     require_poses(table)
-    return _planned(options, table, n_ranks)
+    return _planned(options, table, n_ranks, room)
 
 
-def plan_deep2d(options, table, n_ranks):
+def plan_deep2d(options, table, n_ranks, room=np.inf):
     """ClusterPlan of a deep2d job: the memory is that of the stage that takes more; JobError if it cannot work."""
-    planned = _planned(options, table, n_ranks)
-    aligning = plan(alignment(options, options.output), table, n_ranks)
+    planned = _planned(options, table, n_ranks, room)
+    aligning = plan(alignment(options, options.output), table, n_ranks, room)
     return replace(planned, memory_per_rank_bytes=max(planned.memory_per_rank_bytes, aligning.memory_per_rank_bytes))
 
 
@@ -55,7 +66,7 @@ def alignment(options, folder):
     return Classify2dOptions(output=folder, **{name: getattr(options, name) for name in names})
 
 
-def _planned(options, table, n_ranks):
+def _planned(options, table, n_ranks, room):
     if options.n_classes > len(table):
         raise JobError(
             f"n_classes: {options.n_classes} classes, but {table.path} holds {len(table)} particles; expected no more "
@@ -63,24 +74,25 @@ def _planned(options, table, n_ranks):
     geometry = make_posed_geometry(table, options)
     share = -(-len(table) // n_ranks)
     if n_ranks > 1:   # ranks are dealt whole blocks
-        share = min(share + block_size(len(table)), len(table))
-    memory = int(_memory(options, geometry.plane, table, share))
-    if options.memory_limit and memory > options.memory_limit * 1e9:
-        raise JobError(
-            f"memory_limit: the run needs {memory / 1e9:.1f} GB a rank, more than the limit of "
-            f"{options.memory_limit:g} GB; expected no more; use more ranks on more nodes, a coarser max_resolution, "
-            "or fewer classes")
+        share = min(share + _largest_block(table), len(table))
+    needed = {place: int(_memory(options, geometry.plane, table, share, place)) for place in ("memory", "scratch")}
+    storage = choose_storage(options, needed, room)
     model = options.n_classes * geometry.plane.n_components * 8
     disk = options.n_classes * geometry.box_size**2 * 4 + len(table) * (STAR_BYTES_A_ROW + 100) + 2 * model
-    return ClusterPlan(len(table), -(-len(table) // n_ranks), memory, geometry.plane.n_components,
+    scratch = 4 * share * geometry.plane.n_components if storage == "scratch" else 0
+    return ClusterPlan(len(table), -(-len(table) // n_ranks), needed[storage], geometry.plane.n_components,
                        geometry.resolution_of(geometry.plane.radius), int(disk), geometry.box_size,
-                       geometry.pixel_size)
+                       geometry.pixel_size, storage, scratch)
 
 
-def _memory(options, plane, table, share):
+def _largest_block(table):
+    return max(len(block.rows) for block in make_blocks(table.optics_index))
+
+
+def _memory(options, plane, table, share, storage):
     """Bytes of rank 0 at its peak: particles, class averages and their sums in some copies, work on a block."""
     size, n_classes = plane.n_components, options.n_classes
-    particle = 4 * size + 4 * plane.n_groups + 8 * plane.radius + BYTES_A_PARTICLE
+    particle = 4 * plane.n_groups + 8 * plane.radius + BYTES_A_PARTICLE + (4 * size if storage == "memory" else 0)
     model = MODEL_COPIES * n_classes * (size + plane.n_groups) * 8
-    block = options.threads * block_size(len(table)) * (n_classes * 4 + size * 24) + n_classes * size * 4
+    block = options.threads * _largest_block(table) * (n_classes * 4 + size * 24) + n_classes * size * 4
     return PROGRAM_BYTES + share * particle + len(table) * BYTES_A_ROW + model + block

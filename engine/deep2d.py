@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from vitrea.engine import averages, classify2d, cluster_results
 from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
 from vitrea.engine.checkpoint import read_checkpoint, write_checkpoint
-from vitrea.engine.cluster import Run, identity, open_log, tell_start
+from vitrea.engine.cluster import Run, identity, open_log, scratch_folder, tell_start
 from vitrea.engine.cluster_plan import alignment, plan_deep2d
 from vitrea.engine.comm import StopRequest, gather_rows
 from vitrea.engine.errors import JobError
@@ -36,7 +36,7 @@ def run(options, *, resume, comm):
     Writes the files of docs/formats.md. Raises JobError for a user's mistake (on all ranks).
     """
     with open_log(options, comm) as log:
-        tell_start("deep2d", options, read_table(options, comm=comm), plan_deep2d, log, comm)
+        planned = tell_start("deep2d", options, read_table(options, comm=comm), plan_deep2d, log, comm)
         aligned = options.output / ALIGN
         if not comm.bcast((aligned / "run_data.star").exists()):
             log.line(f"stage 1 of 2: classify2d in {aligned}")
@@ -44,7 +44,8 @@ def run(options, *, resume, comm):
                 log.tell("stopped", reason="asked to, while aligning")
                 return "stopped"
         log.line("stage 2 of 2: the fine search")
-        return _search(replace(options, input=aligned / "run_data.star"), resume, log, comm)
+        scratch = scratch_folder(options, planned)
+        return _search(replace(options, input=aligned / "run_data.star"), scratch, resume, log, comm)
 
 
 def _align(options, folder, comm):
@@ -63,11 +64,11 @@ def _align(options, folder, comm):
         raise
 
 
-def _search(options, resume, log, comm):
+def _search(options, scratch, resume, log, comm):
     with threadpool_limits(1), StopRequest(comm=comm) as stop:
         table = read_table(options, comm=comm)
         geometry = make_posed_geometry(table, options)
-        shard = read_posed(table, options, geometry, stop, log, comm=comm)
+        shard = read_posed(table, options, geometry, stop, log, comm=comm, scratch=scratch)
         if shard is None:
             log.tell("stopped", reason=stop.reason)
             return "stopped"

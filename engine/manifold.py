@@ -30,7 +30,9 @@ from vitrea.kernels.manifold import (
 
 BLOCK = 1024            # particles of a block: large enough for matrix products, R of a block stays small
 LEAST_PRIOR = 1e-12     # of a class nobody belongs to: its logarithm stays finite
-OUTLIER_START = 0.05    # prior of each of the two outlier components before anything is learnt
+OUTLIER_START = 0.05    # prior of each of the two outlier components when they come in
+SILENT = 0.05           # of the power of the median class
+ON_TOP = 0.5            # of the power of a class: what is left of a neighbour cut by the edge of the box
 EXACT_TRACE, PROBES = 32, 16   # basis functions up to which traces are exact; probes beyond
 LEAST_DETERMINED = 1e-6        # of the weights of a shell: below it holds no signal
 LARGEST_ALPHA = 1e6            # in units of β: a prior narrower than that is a shell without signal
@@ -132,8 +134,8 @@ class EmbeddedParticles:
 @dataclass(frozen=True)
 class Manifold:
     """Parameters. y float64[K, D]: class averages in the units of t; beta float64[R]: noise precision by shell;
-    class_prior float64[K] and outlier_prior float64[2] (an empty image; any other signal), together 1; signal2
-    float64[R]: spectrum of that other signal; alpha float64[R]: prior precision of the basis weights by shell;
+    class_prior float64[K] and outlier_prior float64[2] (an empty image; any signal on top of a class), together 1;
+    signal2 float64[R]: spectrum of the classes; alpha float64[R]: prior precision of the basis weights by shell;
     temperature T of the responsibilities; least_signal2 float64[R]: below this variance of the basis weights their
     prior is not learnt, however alike the nodes are."""
 
@@ -159,6 +161,17 @@ class Manifold:
             prior = np.append(prior, self.outlier_prior)
         return np.log(np.maximum(prior, LEAST_PRIOR))
 
+    def with_outliers(self):
+        """The same with the two components for junk."""
+        return replace(self, class_prior=(1.0 - 2.0 * OUTLIER_START) * self.class_prior / self.class_prior.sum(),
+                       outlier_prior=np.full(2, OUTLIER_START))
+
+    def without_silent(self, layout):
+        """The same with no weight on nodes that show next to nothing: empty images have a component of their own."""
+        power = layout.by_shell(group_power(self.y**2, layout.start)) @ self.beta
+        prior = np.where(power < SILENT * np.median(power), 0.0, self.class_prior)
+        return replace(self, class_prior=prior * (self.class_prior.sum() / prior.sum()))
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -167,8 +180,8 @@ class Settings:
     learn_alpha: the prior precision α_s of the basis weights is found for each shell, by its evidence, and holds for
     the bias too, whose size keeps the prior from shrinking to nothing while the nodes are still alike; otherwise α
     stays what it is and the bias is free (Bishop et al. 1998). learn_prior, learn_noise: whether class weights and β
-    are updated; outliers: two components for junk; subspace Components or None: class averages stay in it; threads of
-    a rank.
+    are updated; outliers: two components for junk, as soon as there are classes; subspace Components or None: class
+    averages stay in it; threads of a rank.
     """
 
     learn_alpha: bool = True
@@ -258,22 +271,43 @@ class Expectation:
         weighted = manifold.y * manifold.beta[layout.shell_of_component]
         self._weighted = weighted.astype(dtype)
         self._power = group_power(weighted * manifold.y, layout.start).astype(dtype)
-        self._log_prior = manifold.log_prior
 
-    def weights(self, block):
-        """(R float[n, K (+ 2)], log p at T, log p at T = 1: float64[n]) of the particles of a block."""
+    def weights(self, block, transformed=None):
+        """(R float[n, K (+ 2)], log p at T, log p at T = 1: float64[n]) of the particles of a block.
+
+        transformed: what is kept of them under this name, if it has been read. The temperature divides a particle among
+        the classes; whether it is junk is decided at T = 1.
+        """
         particles, manifold = self.particles, self.manifold
-        b, c2, power = particles.transformed[block], particles.ctf2[block], particles.power[block]
-        scores = np.empty((len(b), len(self._log_prior)), dtype=b.dtype)
-        node_scores(b, c2, self._weighted, self._power, scores)
-        count = self._layout.degrees
-        if scores.shape[1] > manifold.n_nodes:
-            scores[:, -2] = 0
-            scores[:, -1] = signal_scores(power, c2 @ self._layout.share, count, manifold.beta, manifold.signal2)
-        tempered, plain = np.empty(len(b)), np.empty(len(b))
-        responsibilities(scores, self._log_prior, manifold.temperature, tempered, plain)
-        noise = log_empty(power, count, manifold.beta)
-        return scores, tempered * manifold.temperature + noise, plain + noise
+        b, n_nodes = particles.transformed[block] if transformed is None else transformed, manifold.n_nodes
+        scores, tempered, plain = np.empty((len(b), n_nodes), dtype=b.dtype), np.empty(len(b)), np.empty(len(b))
+        node_scores(b, particles.ctf2[block], self._weighted, self._power, scores)
+        nearest = scores.argmax(axis=1)
+        responsibilities(scores, manifold.log_prior[:n_nodes], manifold.temperature, tempered, plain)
+        tempered *= manifold.temperature
+        if manifold.outlier_prior.any():
+            junk = self._junk(block, b, nearest, plain)
+            total = np.logaddexp(plain, np.logaddexp(*junk.T))
+            scores = np.concatenate([scores * np.exp(plain - total)[:, None], np.exp(junk - total[:, None])], axis=1,
+                                    dtype=b.dtype)
+            tempered, plain = tempered + total - plain, total
+        noise = log_empty(particles.power[block], self._layout.degrees, manifold.beta)
+        return scores, tempered + noise, plain + noise
+
+    def _junk(self, block, b, nearest, log_classes):
+        """float64[n, 2]: log π p, against the empty image, of an empty image, and of any signal on top of a class.
+
+        The latter as if what the signal adds were the same for all classes: as for the nearest int64[n].
+        """
+        particles, manifold, layout = self.particles, self.manifold, self._layout
+        c2 = particles.ctf2[block]
+        # 2 b·y − c² Σ y²: what the nearest class takes from the power
+        taken = layout.by_shell(2.0 * group_power(b * self._weighted[nearest], layout.start)
+                                - c2 * self._power[nearest]) / manifold.beta
+        more = signal_scores(particles.power[block] - taken, c2 @ layout.share, layout.degrees, manifold.beta,
+                             ON_TOP * manifold.signal2)
+        more += log_classes - np.log(manifold.class_prior.sum())
+        return manifold.log_prior[manifold.n_nodes:] + np.stack([np.zeros(len(b)), more], axis=1)
 
 
 def expect(particles, manifold, quanta, threads=1, blocks=None):
@@ -298,11 +332,12 @@ def expect(particles, manifold, quanta, threads=1, blocks=None):
 
 def _block_sums(expectation, block):
     particles, n_nodes = expectation.particles, expectation.manifold.n_nodes
-    weights, tempered, plain = expectation.weights(block)
+    transformed = particles.transformed[block]
+    weights, tempered, plain = expectation.weights(block, transformed)
     learnt = ~particles.held_out[block]
     weights[~learnt] = 0
     nodes = np.ascontiguousarray(weights[:, :n_nodes].T)
-    data, ctf2 = nodes @ particles.transformed[block], nodes @ particles.ctf2[block]
+    data, ctf2 = nodes @ transformed, nodes @ particles.ctf2[block]
     count = weights.sum(axis=0, dtype=np.float64)
     noisy = learnt.astype(np.float64) - (weights[:, -1] if weights.shape[1] > n_nodes else 0.0)
     scalars = [tempered[learnt].sum(), plain[learnt].sum(), learnt.sum(), plain[~learnt].sum(), (~learnt).sum()]

@@ -311,8 +311,14 @@ class ClusterOptions(JobOptions):
 
     threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
                        section="machine")
-    memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
-                                     null_means="no limit", example=8.0, resumable=True, section="machine")
+    memory_limit: float | None = key("most memory a rank may need; particles go to scratch, or the job is refused",
+                                     None, unit="GB", minimum=0.1, null_means="no limit", example=8.0,
+                                     resumable=True, section="machine")
+    storage: str = key("where the transformed particles are kept; the result does not depend on it", "auto",
+                       choices=STORAGE_CHOICES, resumable=True, section="machine")
+    scratch: Path | None = key("folder of the scratch files, best on a disk of the node; they vanish with the run",
+                               None, null_means="the run folder", example=Path("/tmp"), resumable=True,
+                               section="machine")
 
     def latent_shape(self) -> tuple[int, ...]:
         """Nodes along each axis of the latent grid; () if the classes cannot be laid out on it."""
@@ -370,8 +376,14 @@ class Deep2dOptions(JobOptions):
 
     threads: int = key("threads a rank of the alignment; the result does not depend on it", 1, minimum=1,
                        resumable=True, section="machine")
-    memory_limit: float | None = key("refuse to start above this memory a rank", None, unit="GB", minimum=0.1,
-                                     null_means="no limit", example=8.0, resumable=True, section="machine")
+    memory_limit: float | None = key("most memory a rank may need; particles go to scratch, or the job is refused",
+                                     None, unit="GB", minimum=0.1, null_means="no limit", example=8.0,
+                                     resumable=True, section="machine")
+    storage: str = key("where the transformed particles are kept; the result does not depend on it", "auto",
+                       choices=STORAGE_CHOICES, resumable=True, section="machine")
+    scratch: Path | None = key("folder of the scratch files, best on a disk of the node; they vanish with the run",
+                               None, null_means="the run folder", example=Path("/tmp"), resumable=True,
+                               section="machine")
 
     @property
     def held_out(self) -> float:

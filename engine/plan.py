@@ -126,9 +126,14 @@ def _limits(root, group, name):
 
 
 def _storage(options, geometry, table, share, room):
-    """Where the particles are kept; JobError if the memory limit allows for neither place."""
-    limit = options.memory_limit * 1e9 if options.memory_limit else np.inf
     needed = {storage: _memory(options, geometry, table, share, storage, AT_MOST) for storage in ("memory", "scratch")}
+    return choose_storage(options, needed, room)
+
+
+def choose_storage(options, needed, room):
+    """Where the particles are kept, "memory" or "scratch", of which `needed` bytes each; JobError if the memory limit
+    allows for neither place."""
+    limit = options.memory_limit * 1e9 if options.memory_limit else np.inf
     if options.storage == "auto":
         chosen = "memory" if needed["memory"] <= min(limit, room) else "scratch"
     else:

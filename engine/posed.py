@@ -22,8 +22,9 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.load import agree, check_normalised, set_aside
 from vitrea.engine.manifold import EmbeddedParticles, Layout, hold_out
 from vitrea.engine.poses import rotate_offset
-from vitrea.engine.shards import share_of, unusable
+from vitrea.engine.shards import make_blocks, share_of, unusable
 from vitrea.engine.stacks import StackReader
+from vitrea.engine.storage import ScratchRows
 from vitrea.kernels.ctf import ctf, electron_wavelength
 from vitrea.kernels.embedding import HalfPlane, shell_power
 from vitrea.kernels.fourier import PixelsToMovingPoints
@@ -32,8 +33,6 @@ from vitrea.kernels.mask import moved_disc, soft_disc
 FINEST_BY_DEFAULT = 10.0    # Å
 SMALLEST_RADIUS = 6         # shells; below this there is nothing to classify
 BATCH = 32                  # images read and transformed at once
-BLOCK_SIZES = (64, 1024)    # particles
-BLOCKS_WANTED = 32
 PHASE_IN_A_BIN = 0.5        # radians: the CTF's phase changes by less over an angular bin
 MOST_ANGULAR_BINS = 16
 BACKGROUNDS = 4096          # images of an optics group whose background is measured: spectra to a percent
@@ -140,15 +139,18 @@ class Poser:
 
 @dataclass
 class PosedShard:
-    """The particles of a rank in pose, in the order of the table.
+    """The particles of a rank in pose, in the order of its blocks (engine/shards.py).
 
-    rows int64[n]: rows of the table; embedded: what the manifold is learned from, without the images set aside;
+    rows int64[n]: rows of the table; starts int64[B + 1]: where blocks begin, and n; embedded: what the manifold is
+    learned from, without the images set aside;
     usable bool[n], background float64[n, 2], reasons: as in shards.Shard; kept int64[m]: rows of `embedded`;
     noise float64[G, R]: σ² per pixel of the common box by optics group and shell; level float64[R]: the common
     noise level, in whose units class averages are learned.
     """
 
+    blocks: list
     rows: np.ndarray
+    starts: np.ndarray
     usable: np.ndarray
     background: np.ndarray
     reasons: dict = field(default_factory=dict)
@@ -157,41 +159,42 @@ class PosedShard:
     noise: np.ndarray | None = None
     level: np.ndarray | None = None
 
-
-def block_size(n_particles):
-    """Particles of a block: from their number alone, so that results do not depend on ranks."""
-    return int(np.clip(-(-n_particles // BLOCKS_WANTED), *BLOCK_SIZES))
-
-
-def rows_of(n_particles, rank, size):
-    """slice: whole, neighbouring blocks of rows for `rank` of `size`."""
-    block = block_size(n_particles)
-    share = share_of(-(-n_particles // block), rank, size)
-    return slice(min(share.start * block, n_particles), min(share.stop * block, n_particles))
+    @classmethod
+    def of(cls, blocks):
+        """An empty shard for `blocks`."""
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *(block.rows for block in blocks)])
+        starts = np.cumsum([0, *(len(block.rows) for block in blocks)]).astype(np.int64)
+        return cls(blocks, rows, starts, np.ones(len(rows), dtype=bool), np.zeros((len(rows), 2)))
 
 
-def read_posed(table, options, geometry, stop, log, *, comm):
+def read_posed(table, options, geometry, stop, log, *, comm, scratch=None):
     """The PosedShard of this rank, or None if asked to stop. Collective.
 
-    Images that cannot be used are set aside and listed. Raises JobError, on all ranks, if they are more than
-    skip_limit, if the particles are not normalised although the job expects it, or if a stack cannot be read.
+    scratch: folder of a file that the components are kept in; None for memory. Images that cannot be used are set aside
+    and listed. Raises JobError, on all ranks, if they are more than skip_limit, if the particles are not normalised
+    although the job expects it, if a stack cannot be read, or if scratch has too little space.
     """
-    rows = np.arange(len(table))[rows_of(len(table), comm.rank, comm.size)]
-    shard = PosedShard(rows, np.ones(len(rows), dtype=bool), np.zeros((len(rows), 2)))
-    arrays = _Arrays(len(rows), block_size(len(table)), geometry, len(table.optics))
+    blocks = make_blocks(table.optics_index)
+    shard = PosedShard.of(blocks[share_of(len(blocks), comm.rank, comm.size)])
     mistake, last = None, time.perf_counter()
+    try:
+        arrays = _Arrays(shard, geometry, len(table.optics), scratch)
+    except JobError as error:
+        mistake = str(error)
+    agree(mistake, comm)
     with StackReader(table) as reader:
         loader = _Loader(table, options, geometry, reader)
-        for first in range(0, len(rows), BATCH):
+        for i in range(len(shard.blocks)):
             if stop.asked() or mistake:
                 break
             try:
-                loader.load(shard, arrays, np.arange(first, min(first + BATCH, len(rows))))
+                loader.load(shard, arrays, i)
             except JobError as error:
                 mistake = str(error)
             if time.perf_counter() - last > PROGRESS_SECONDS:
                 last = time.perf_counter()
-                log.record("progress", iteration=0, of=0, stage="read", fraction=first / len(rows), phase="reading")
+                log.record("progress", iteration=0, of=0, stage="read", fraction=(i + 1) / len(shard.blocks),
+                           phase="reading")
     agree(mistake, comm)
     if stop.agreed():
         return None
@@ -203,19 +206,20 @@ def read_posed(table, options, geometry, stop, log, *, comm):
 
 
 class _Arrays:
-    """Components of the particles before whitening, and sums of the background's power by block, group and shell."""
+    """Components of the particles before whitening, and sums of the background's power by block and shell."""
 
-    def __init__(self, n, block, geometry, n_groups):
-        plane, self.block = geometry.plane, block
-        self.transformed = np.zeros((n, plane.n_components), dtype=np.float32)
+    def __init__(self, shard, geometry, n_optics, scratch):
+        plane, n = geometry.plane, len(shard.rows)
+        self.transformed = (ScratchRows(n, plane.n_components, scratch) if scratch else
+                            np.zeros((n, plane.n_components), dtype=np.float32))
         self.ctf2 = np.zeros((n, plane.n_groups), dtype=np.float32)
         self.power = np.zeros((n, plane.radius))
         # the last column: share of the box that is outside
-        self.background = np.zeros((-(-n // block), n_groups, plane.radius + 1))
+        self.background = np.zeros((len(shard.blocks), n_optics, plane.radius + 1))
 
 
 class _Loader:
-    """Reads images by row, brings them to their poses and fills _Arrays."""
+    """Reads images by block, brings them to their poses and fills _Arrays."""
 
     def __init__(self, table, options, geometry, reader):
         self._table, self._options, self._geometry, self._reader = table, options, geometry, reader
@@ -225,23 +229,22 @@ class _Loader:
         self._angle = np.arctan2(ky, kx)
         self._measured = _evenly(table.optics_index, BACKGROUNDS)
 
-    def load(self, shard, arrays, local):
-        """Fill the entries `local` of the shard; boxes may differ between optics groups."""
-        optics = self._table.optics_index[shard.rows[local]]
-        for group in np.unique(optics):
-            self._load_group(shard, arrays, local[optics == group], int(group))
+    def load(self, shard, arrays, i):
+        """Fill the entries of the i-th block of the shard."""
+        for first in range(shard.starts[i], shard.starts[i + 1], BATCH):
+            self._load_batch(shard, arrays, i, np.arange(first, min(first + BATCH, shard.starts[i + 1])))
 
-    def _load_group(self, shard, arrays, local, group):
-        rows, plane = shard.rows[local], self._geometry.plane
+    def _load_batch(self, shard, arrays, i, local):
+        rows, group, plane = shard.rows[local], shard.blocks[i].optics, self._geometry.plane
         images = self._checked(shard, local, group)
         origin = self._table.origin[rows] / self._table.optics[group].pixel_size
         poser, spectrum = self._tools(group)
         modes = np.zeros((len(local), len(plane.frequency)), dtype=np.complex128)
-        for i in np.flatnonzero(shard.usable[local]):
-            mask = poser.mask(origin[i])
-            modes[i] = poser.pose(images[i] * mask, self._table.psi[rows[i]], origin[i])
-            if self._measured[rows[i]]:
-                arrays.background[local[i] // arrays.block, group] += spectrum.outside(images[i], mask)
+        for j in np.flatnonzero(shard.usable[local]):
+            mask = poser.mask(origin[j])
+            modes[j] = poser.pose(images[j] * mask, self._table.psi[rows[j]], origin[j])
+            if self._measured[rows[j]]:
+                arrays.background[i, group] += spectrum.outside(images[j], mask)
         transfer = self._transfer(rows, group)
         components = plane.embed(modes)
         arrays.power[local] = shell_power(components, plane.group, plane.shell)
@@ -348,10 +351,9 @@ def _finish(shard, arrays, table, geometry, comm):
 
 
 def _embedded(shard, arrays, plane, freedom, comm):
-    """The usable particles; blocks keep the edges that they have in the table."""
+    """The usable particles; what is left of a block stays a block."""
     counts = comm.allgather(int(shard.usable.sum()))
-    edges = np.append(np.arange(0, len(shard.rows), arrays.block), len(shard.rows))
-    starts = np.concatenate([[0], np.cumsum(shard.usable)])[edges].astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(shard.usable)])[shard.starts].astype(np.int64)
     kept = np.flatnonzero(shard.usable)
     transformed, ctf2, power = (_compacted(array, kept) for array in (arrays.transformed, arrays.ctf2, arrays.power))
     return EmbeddedParticles(transformed, ctf2, power, rows=sum(counts[:comm.rank]) + np.arange(len(kept)),
@@ -362,5 +364,5 @@ def _compacted(array, kept):
     """The rows `kept` (ascending) of an array, moved to its front: a large shard is not held twice."""
     if len(kept) < len(array):
         for i in range(0, len(kept), BATCH):
-            array[i:i + BATCH][:len(kept) - i] = array[kept[i:i + BATCH]]
-    return array[:len(kept)]
+            array[i:min(i + BATCH, len(kept))] = array[kept[i:i + BATCH]]
+    return array.first(len(kept)) if isinstance(array, ScratchRows) else array[:len(kept)]

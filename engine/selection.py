@@ -41,14 +41,14 @@ def tried(particles, beginnings, settings, schedule, *, comm, on_iteration=None)
         yield Candidate(name, state, state.best_held_out)
 
 
-def usual_beginnings(lattices, layout, components, beta, n_random=6, outliers=0.0):
+def usual_beginnings(lattices, layout, components, beta, n_random=6):
     """Generate pairs (name, State): for each lattice, nodes drawn by seeds 0, 1, …, just below T_c.
 
     Where starts end differs, though annealing brings most of them to the same few places.
     """
     for lattice in lattices:
         for seed in range(n_random):
-            start = at_random(lattice, layout, components, beta, seed, outliers)
+            start = at_random(lattice, layout, components, beta, seed)
             yield f"{lattice.name}, seed {seed}", begin(start, components.eigenvalues[0])
 
 

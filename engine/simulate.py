@@ -136,7 +136,7 @@ def simulate_particles(simulation, out, progress=None, threads=1):
                        "--out") from error
     views, directions = simulated_views(simulation)
     views = views / np.float32(noise_sd(views, simulation))
-    progress = progress or _TerminalProgress()
+    progress = progress or TerminalProgress("particles")
     truth = draw_truth(simulation, np.arange(simulation.n))
     done = 0
     for stack, first, last in _stacks(out, simulation):
@@ -401,10 +401,12 @@ def _truth_columns(truth, directions, simulation):
             "vitreaJunk": np.array(JUNK)[truth.junk]}
 
 
-class _TerminalProgress:
-    """A line on a terminal, overwritten, from two seconds on; silent elsewhere."""
+class TerminalProgress:
+    """A line on stderr about how many of `what` are simulated, overwritten, from two seconds on; silent where stderr is
+    no terminal."""
 
-    def __init__(self):
+    def __init__(self, what):
+        self.what = what
         self.start = time.monotonic()
         self.shown = False
 
@@ -413,7 +415,8 @@ class _TerminalProgress:
         if sys.stderr.isatty() and (self.shown or elapsed > 2.0):
             self.shown = True
             end = "\n" if done == n else ""
-            sys.stderr.write(f"\rsimulated {done:,} of {n:,} particles, {elapsed * (n / done - 1.0):.0f} s left {end}")
+            left = f"{elapsed * (n / done - 1.0):.0f} s left {end}"
+            sys.stderr.write(f"\rsimulated {done:,} of {n:,} {self.what}, {left}")
             sys.stderr.flush()
 
 

@@ -18,45 +18,45 @@ def analyse(particles, q, *, comm, seed=0):
     return principal_components(particles, make_quanta(particles, comm=comm), q, comm=comm, seed=seed)
 
 
-def from_components(lattice, layout, components, beta, outliers=0.0):
+def from_components(lattice, layout, components, beta):
     """Manifold whose nodes lie on the plane of the first components, as many as the lattice has axes.
 
-    A closed chain lies on an ellipse in the first two. outliers: prior of each of the two components for junk.
+    A closed chain lies on an ellipse in the first two.
     """
     if lattice.periodic:
         angle = 2.0 * np.pi * (lattice.nodes[:, 0] - 1.0) / lattice.n_nodes
         coordinates = np.sqrt(2.0) * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     else:
         coordinates = SPREAD * lattice.unit_nodes
-    return from_coordinates(lattice, layout, coordinates, components, beta, outliers)
+    return from_coordinates(lattice, layout, coordinates, components, beta)
 
 
-def bent(lattice, layout, components, beta, outliers=0.0):
+def bent(lattice, layout, components, beta):
     """Manifold of a chain on an arc of the first two components: a motion that returns no image twice is bent.
 
     The data do not tell the side of the bend to second order; annealing does.
     """
     u = lattice.unit_nodes[:, 0]
     coordinates = np.sqrt(2.0) * np.stack([np.sin(0.5 * np.pi * u), -np.cos(np.pi * u)], axis=1)
-    return from_coordinates(lattice, layout, coordinates, components, beta, outliers)
+    return from_coordinates(lattice, layout, coordinates, components, beta)
 
 
-def at_random(lattice, layout, components, beta, seed, outliers=0.0):
+def at_random(lattice, layout, components, beta, seed):
     """Manifold of nodes drawn from a normal distribution in the space of the significant components."""
     q = max(components.significant(), lattice.dimension)
     coordinates = np.random.default_rng([seed, 1]).normal(size=(lattice.n_nodes, q))
-    return from_coordinates(lattice, layout, coordinates, components, beta, outliers)
+    return from_coordinates(lattice, layout, coordinates, components, beta)
 
 
-def from_coordinates(lattice, layout, coordinates, components, beta, outliers=0.0):
+def from_coordinates(lattice, layout, coordinates, components, beta):
     """Manifold whose nodes have the coordinates float64[K, q], in standard deviations of the components' signal."""
     if coordinates.shape[1] > len(components.eigenvalues):
         raise ValueError(f"{coordinates.shape[1]} coordinates, but {len(components.eigenvalues)} components")
     y = components.mean + coordinates @ components.directions[:coordinates.shape[1]]
-    return replace(from_references(lattice, layout, y, beta, outliers), least_signal2=components.signal2(layout))
+    return replace(from_references(lattice, layout, y, beta), least_signal2=components.signal2(layout))
 
 
-def from_references(lattice, layout, references, beta, outliers=0.0):
+def from_references(lattice, layout, references, beta):
     """Manifold of references float64[K, D] in the order of the nodes, in the units of the particles."""
     if references.shape != (lattice.n_nodes, len(layout.group)):
         raise ValueError(f"references of shape {references.shape}: expected {(lattice.n_nodes, len(layout.group))}")
@@ -64,8 +64,8 @@ def from_references(lattice, layout, references, beta, outliers=0.0):
     weights = np.linalg.lstsq(lattice.basis, y, rcond=None)[0]
     square = layout.by_shell(group_power(weights**2, layout.start)).mean(axis=0) / layout.count
     signal2 = layout.by_shell(group_power(y**2, layout.start)).mean(axis=0) / layout.count
-    prior = np.full(n, (1.0 - 2.0 * outliers) / n)
-    return Manifold(lattice, y, beta, prior, np.full(2, outliers), signal2, 1.0 / np.maximum(square, 1e-12))
+    prior = np.full(n, 1.0 / n)
+    return Manifold(lattice, y, beta, prior, np.zeros(2), signal2, 1.0 / np.maximum(square, 1e-12))
 
 
 def put_in_order(references):

@@ -11,13 +11,13 @@ import mmap
 import os
 import tempfile
 import weakref
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 
 from vitrea.engine.errors import JobError
 from vitrea.kernels.packed import PackedTable
-
 
 PIECE = 65_536   # particles: arrays of all of them are gone through in pieces of so many
 
@@ -176,44 +176,89 @@ class InMemory:
         return Kept(self._table, local, self._ctf2[local], self._power[local])
 
 
-class InScratch:
-    """One record a particle in an unnamed file in `folder`, open as descriptor `file`; only what is asked for is in
-    memory.
+class ScratchFile:
+    """n records of `record_bytes` each in an unnamed file in `folder`, open as descriptor `file`.
 
     JobError if the folder cannot be written or has too little space.
     """
 
-    def __init__(self, n, geometry, folder):
-        self._grid, self._type, self._folder = geometry.grid, record_type(geometry), folder
-        self.nbytes = n * self._type.itemsize
+    def __init__(self, n, record_bytes, folder):
+        self._folder, self._record_bytes, self.nbytes = folder, record_bytes, n * record_bytes
         self.file = scratch_file(folder, self.nbytes)
         weakref.finalize(self, os.close, self.file)
+
+    def write(self, local, records):
+        """Write an array of len(local) records to the places `local` int64[m]. JobError if the disk refuses."""
+        try:
+            self._transfer(os.pwritev, local, records)
+        except OSError as error:
+            refuse(self._folder, self.nbytes, error)
+
+    def read(self, local, records):
+        """Fill an array of len(local) records from the places `local` int64[m]. OSError if the disk fails."""
+        self._transfer(os.preadv, local, records)
+
+    def _transfer(self, call, local, records):
+        """Read or write records, neighbouring particles in one piece."""
+        for place in np.split(np.arange(len(local)), np.flatnonzero(np.diff(local) != 1) + 1):
+            if len(place):
+                piece = records[place[0]:place[-1] + 1].view(np.uint8).reshape(-1)
+                offset, done = int(local[place[0]]) * self._record_bytes, 0
+                while done < len(piece):
+                    count = call(self.file, [piece[done:]], offset + done)
+                    if not count:
+                        raise OSError(f"the scratch file in {self._folder} ends at {offset + done} of {self.nbytes}")
+                    done += count
+
+
+class InScratch:
+    """One record a particle in a ScratchFile; only what is asked for is in memory. `file`: its descriptor."""
+
+    def __init__(self, n, geometry, folder):
+        self._grid, self._type = geometry.grid, record_type(geometry)
+        self._records = ScratchFile(n, self._type.itemsize, folder)
+        self.file, self.nbytes = self._records.file, self._records.nbytes
 
     def put(self, local, kept):
         """Keep particles `local` int64[m], given as Kept of m. JobError if the disk refuses."""
         records = np.empty(len(local), self._type)
         records["quanta"], records["unit"] = kept.table.quanta[kept.rows], kept.table.unit[kept.rows]
         records["ctf2"], records["power"] = kept.ctf2, kept.power
-        try:
-            self._transfer(os.pwritev, local, records)
-        except OSError as error:
-            refuse(self._folder, self.nbytes, error)
+        self._records.write(local, records)
 
     def take(self, local):
         """Kept of the particles `local` int64[m], read from the file. OSError if the disk fails."""
         records = np.empty(len(local), self._type)
-        self._transfer(os.preadv, local, records)
+        self._records.read(local, records)
         quanta, unit, ctf2, power = (np.ascontiguousarray(records[name]) for name in self._type.names)
         return Kept(PackedTable(self._grid, quanta, unit), np.arange(len(local)), ctf2, power)
 
-    def _transfer(self, call, local, records):
-        """Read or write records, neighbouring particles in one piece."""
-        for place in np.split(np.arange(len(local)), np.flatnonzero(np.diff(local) != 1) + 1):
-            if len(place):
-                piece = records[place[0]:place[-1] + 1].view(np.uint8)
-                offset, done = int(local[place[0]]) * self._type.itemsize, 0
-                while done < len(piece):
-                    count = call(self.file, [piece[done:]], offset + done)
-                    if not count:
-                        raise OSError(f"the scratch file in {self._folder} ends at {offset + done} of {self.nbytes}")
-                    done += count
+
+class ScratchRows:
+    """float32[n, D] in a ScratchFile, read and written by slices and int[m] of rows; what is read is a copy."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, n, size, folder):
+        self.shape, self._records = (n, size), ScratchFile(n, size * self.dtype.itemsize, folder)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        local = self._numbers(rows)
+        values = np.empty((len(local), self.shape[1]), self.dtype)
+        self._records.read(local, values)
+        return values
+
+    def __setitem__(self, rows, values):
+        self._records.write(self._numbers(rows), np.ascontiguousarray(values, dtype=self.dtype))
+
+    def first(self, n):
+        """The first n rows, in the same file."""
+        fewer = copy(self)
+        fewer.shape = (n, self.shape[1])
+        return fewer
+
+    def _numbers(self, rows):
+        return np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)

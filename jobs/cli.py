@@ -74,6 +74,23 @@ def _resume(arguments: argparse.Namespace) -> int:
     return resume(arguments.folder, arguments.set)
 
 
+def _threshold(arguments: argparse.Namespace) -> int:
+    _one_blas_thread()
+    from vitrea.jobs.run import read_run
+    from vitrea.picker.rethreshold import Labels, by_number, by_value, change_threshold, format_change
+
+    if arguments.labels is not None and arguments.radius is None:
+        raise JobError("--labels: no --radius was given; expected the distance in Å up to which a pick is right; a "
+                       "quarter of the particle's diameter is usual")
+    choose, labels = None, None
+    if arguments.labels is not None:
+        labels = Labels(arguments.labels, arguments.radius, arguments.ignore, arguments.beta, arguments.y_axis)
+    else:
+        choose = by_value(arguments.value) if arguments.value is not None else by_number(arguments.expected)
+    print(format_change(change_threshold(read_run(arguments.folder, "pick"), choose, labels)))
+    return DONE
+
+
 def _simulate_particles(arguments: argparse.Namespace) -> int:
     _one_blas_thread()
     from vitrea.engine.simulate import ParticleSimulation, simulate_particles
@@ -107,10 +124,33 @@ _SIMULATED = {
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    from vitrea.picker.compare import are_picks
+
+    if arguments.radius is not None or are_picks(arguments.truth):
+        return _compare_picks(arguments)
+    for name in ("ignore", "curve"):
+        if getattr(arguments, name) is not None:
+            raise JobError(f"--{name}: {arguments.truth} holds classified particles; expected --{name} with "
+                           "coordinates of picks only; leave it out, or give --radius to compare coordinates")
     from vitrea.engine.compare import compare, format_comparison
 
     comparison = compare(arguments.truth, arguments.result)
     print(json.dumps(comparison.as_dict(), indent=2) if arguments.json else format_comparison(comparison))
+    return DONE
+
+
+def _compare_picks(arguments: argparse.Namespace) -> int:
+    from vitrea.picker.compare import compare_picks, format_picks
+
+    if arguments.radius is None:
+        raise JobError("--radius is missing; expected the distance [px] up to which a pick is right; a quarter of the "
+                       "particle's diameter is usual")
+    comparison = compare_picks(arguments.truth, arguments.result, arguments.radius, arguments.ignore)
+    if arguments.curve is not None:
+        from vitrea.picker.pictures import draw_comparison
+
+        draw_comparison(arguments.curve, comparison)
+    print(json.dumps(comparison.as_dict(), indent=2) if arguments.json else format_picks(comparison))
     return DONE
 
 
@@ -141,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_job_commands(commands)
+    _add_threshold(commands)
     _add_simulate(commands)
     _add_views(commands)
     _add_bench(commands)
@@ -180,6 +221,26 @@ def _add_job_commands(commands: argparse._SubParsersAction) -> None:
     resume.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder")
     resume.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
                         help="change a key marked for it in docs/job-keys.md, e.g. --set threads=2")
+
+
+def _add_threshold(commands: argparse._SubParsersAction) -> None:
+    threshold = _command(commands, "threshold", _threshold,
+                         "give a finished pick run another threshold, without a scan",
+                         "vitrea threshold picks/first --labels labels --radius 45")
+    threshold.add_argument("folder", type=Path, metavar="RUN_DIR", help="the folder of a job pick that is done")
+    how = threshold.add_mutually_exclusive_group(required=True)
+    how.add_argument("--value", type=float, metavar="T", help="the least score of a pick, 0 to 1")
+    how.add_argument("--expected", type=float, metavar="N", help="picks a micrograph in the mean")
+    how.add_argument("--labels", type=Path, metavar="DIR",
+                     help="the largest F on labelled micrographs: a .star, .box, .csv or .tsv file for each")
+    threshold.add_argument("--radius", type=float, metavar="A", help="with --labels: distance of a pick from a label "
+                           "up to which it is right [Å]")
+    threshold.add_argument("--ignore", type=Path, metavar="DIR", help="with --labels: .csv files with x, y, radius "
+                           "[px], discs in which no pick counts")
+    threshold.add_argument("--beta", type=float, default=2.0, metavar="B",
+                           help="with --labels: weight of recall over precision in F (default 2)")
+    threshold.add_argument("--y-axis", choices=("down", "up"), default="down",
+                           help="with --labels: y counts from the first row stored (down, default) or the last (up)")
 
 
 def _add_simulate(commands: argparse._SubParsersAction) -> None:
@@ -234,11 +295,19 @@ def _add_optics(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_views(commands: argparse._SubParsersAction) -> None:
-    compare = _command(commands, "compare", _compare, "compare classes and poses with the truth",
-                       "vitrea compare sim/truth.star runs/first/run_data.star")
-    compare.add_argument("truth", type=Path, metavar="TRUTH.star", help="as written by vitrea simulate particles")
-    compare.add_argument("result", type=Path, metavar="RESULT.star", help="run_data.star, or a data STAR of RELION's")
-    compare.add_argument("--json", action="store_true", help="print JSON, for programs")
+    compare = _command(commands, "compare", _compare, "compare classes and poses, or picks, with the truth",
+                       "vitrea compare sim/truth.star runs/first/run_data.star\n"
+                       "  vitrea compare labels picks/first --radius 20")
+    add = compare.add_argument
+    add("truth", type=Path, metavar="TRUTH", help="truth.star of vitrea simulate particles; or labelled centres, a "
+        "file or a folder of .star, .box, .csv or .tsv files")
+    add("result", type=Path, metavar="RESULT", help="run_data.star, or a data STAR of RELION's; or picks, a file or "
+        "folder of the same kinds, or the folder of a pick job")
+    add("--radius", type=float, metavar="PX", help="picks: distance from a label up to which one is right [px]")
+    add("--ignore", type=Path, metavar="DIR", help="picks: .csv files with x, y, radius [px], discs in which nothing "
+        "counts")
+    add("--curve", type=Path, metavar="FILE.png", help="picks: draw precision against recall")
+    add("--json", action="store_true", help="print JSON, for programs")
 
     watch = _command(commands, "watch", _watch, "watch a run from any terminal: progress, time left, class sizes",
                      "vitrea watch runs/first")
@@ -300,11 +369,15 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+LONGEST_COMMAND = len("    threshold")
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Help as wide as the terminal up to 100 columns, with room for the longest option."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=_help_width())
+        self._action_max_length = LONGEST_COMMAND   # argparse forgets the indent of commands, and breaks the line
 
 
 def _help_width() -> int:

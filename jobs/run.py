@@ -30,7 +30,10 @@ RESULTS = {
     "run_model.star": "size, resolution and spectra of each class",
     "model.npz": "the trained picker, for job: pick",
     "autopick.star": "micrographs and the coordinate files of their picks",
-    "summary.csv": "picks, candidates and problems by micrograph",
+    "training.png": "its loss, precision against recall, and how far scores are probabilities",
+    "summary.csv": "picks, candidates and problems by micrograph, and which to look at first",
+    "picks.png": "histogram of the scores, and picks by micrograph",
+    "pictures": "micrographs to look at first, with their picks",
     "particles.star": "the particles, for job: classify2d",
 }
 
@@ -136,6 +139,18 @@ def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | No
     if overrides:
         write_job(path, job, resolved_notes(_version(), platform.node(), ranks, Path.cwd()))
     return job
+
+
+def read_run(folder: Path, kind: str) -> object:
+    """The options of the run in a folder, which is where it is found; JobError if it is no run of this kind."""
+    path = folder / JOB_NAME
+    if not path.exists():
+        found = "holds no job.yaml" if folder.is_dir() else "is not a folder"
+        raise JobError(f"{folder}: {found}; expected the folder of a {kind} job; check the path")
+    job = read_job(path)
+    if job.type.name != kind:
+        raise JobError(f"{folder}: found a run of job {job.type.name}; expected one of job {kind}; check the path")
+    return replace(job.options, output=folder)
 
 
 def _clear_torn_files(folder: Path) -> None:

@@ -6,7 +6,7 @@ corner = centre − box // 2, for odd boxes too. Files of programs that count y 
 height: y = height − 1 − y.
 """
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +47,13 @@ def read_coordinates(path, *, upwards=None):
     if path.suffix not in readers:
         raise JobError(f"{path}: coordinates end in '{path.suffix}'; expected one of {', '.join(SUFFIXES)}; "
                        "convert them")
-    columns = readers[path.suffix](path)
-    n = len(columns["x"])
-    x, y, score, radius = (columns.get(name, np.full(n, np.nan)) for name in ("x", "y", "score", "radius"))
-    return Coordinates(x, y if upwards is None else upwards - 1 - y, score, radius)
+    found = _coordinates(readers[path.suffix](path))
+    return found if upwards is None else replace(found, y=upwards - 1 - found.y)
+
+
+def coordinates_of_table(path, columns):
+    """Coordinates of the columns of a STAR table, {label: text[n]}; path is for the words of a JobError."""
+    return _coordinates({name: _numbers(path, label, columns[label]) for name, label in _named(columns).items()})
 
 
 def find_coordinates(folder, stem):
@@ -81,11 +84,16 @@ def write_coordinates(path, x, y, score, *, box=None):
             raise ValueError(f"no coordinate format for {path.suffix}")
 
 
+def _coordinates(columns):
+    """Coordinates of {"x": float64[n], …}; what a file lacks is NaN."""
+    missing = np.full(len(columns["x"]), np.nan)
+    return Coordinates(*(columns.get(name, missing) for name in ("x", "y", "score", "radius")))
+
+
 def _read_star(path):
     for columns in read_star(path).values():
         if "rlnCoordinateX" in columns and "rlnCoordinateY" in columns:
-            named = _named(columns)
-            return {name: _numbers(path, label, columns[label]) for name, label in named.items()}
+            return {name: _numbers(path, label, columns[label]) for name, label in _named(columns).items()}
     raise JobError(f"{path}: found no _rlnCoordinateX and _rlnCoordinateY; expected the coordinates of one micrograph; "
                    "check the path")
 

@@ -18,7 +18,7 @@ from vitrea.engine.star import write_star
 from vitrea.kernels.micrograph import fourier_crop
 from vitrea.picker.coordinates import SUFFIXES, find_coordinates, read_coordinates
 from vitrea.picker.micrographs import BadMicrographError, list_micrographs
-from vitrea.picker.pick_job import inside
+from vitrea.picker.results import inside
 
 STACKS, STAR_NAME = "particles", "particles.star"
 CARRIED = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor",

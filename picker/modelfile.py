@@ -1,6 +1,7 @@
 """A trained picker in one file: a NumPy `.npz` without pickled objects, with a digest that is looked at first.
 
-Entries: `header` (JSON, as bytes: format, network, preparation, diameter, distance, threshold, training record),
+Entries: `header` (JSON, as bytes: format, network, preparation, diameter, distance, threshold, calibration of scores to
+probabilities (null: none, nor in files of format 1), training record),
 `parameter:<name>` float32, `statistic:<name>` float64, and `digest`, SHA-256 over names, types, shapes and bytes of
 all others. The same model makes the same bytes.
 """
@@ -14,11 +15,12 @@ import numpy as np
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
+from vitrea.picker.calibration import Calibration
 from vitrea.picker.micrographs import Preparation
 from vitrea.picker.network import Layer, Network
 from vitrea.picker.pick import Picker
 
-FORMAT = 1
+FORMAT = 2
 PARAMETER, STATISTIC = "parameter:", "statistic:"
 
 
@@ -39,7 +41,8 @@ def write_model(path, model):
     header = {
         "format": FORMAT, "network": dataclasses.asdict(picker.network),
         "preparation": dataclasses.asdict(picker.preparation), "distance": picker.distance,
-        "diameter": model.diameter, "threshold": model.threshold, "record": model.record}
+        "diameter": model.diameter, "threshold": model.threshold, "record": model.record,
+        "calibration": dataclasses.asdict(picker.calibration) if picker.calibration else None}
     arrays = {"header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)}
     arrays |= {PARAMETER + name: values for name, values in picker.parameters.items()}
     arrays |= {STATISTIC + name: values for name, values in picker.statistics.items()}
@@ -62,7 +65,9 @@ def read_model(path):
     network = Network(**header["network"], layers=layers)
     parameters = {name.removeprefix(PARAMETER): values for name, values in arrays.items() if name.startswith(PARAMETER)}
     statistics = {name.removeprefix(STATISTIC): values for name, values in arrays.items() if name.startswith(STATISTIC)}
-    picker = Picker(network, parameters, statistics, Preparation(**header["preparation"]), header["distance"])
+    found = header.get("calibration")
+    picker = Picker(network, parameters, statistics, Preparation(**header["preparation"]), header["distance"],
+                    calibration=Calibration(**found) if found else None)
     return Model(picker, header["diameter"], header["threshold"], header["record"])
 
 

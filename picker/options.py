@@ -77,6 +77,8 @@ class PickOptions(MicrographOptions):
                                 section="picking")
     eman_box: int | None = key("also write EMAN .box files with boxes of this size", None, unit="px", minimum=1,
                                null_means="no .box files", example=256, section="picking")
+    pictures: int = key("pictures of micrographs with their picks, of those a person should look at first", 12,
+                        minimum=0, section="picking")
     skip_limit: float = key("fraction of micrographs that may be unusable; more make the job fail", 0.05, minimum=0,
                             maximum=1, section="picking")
 

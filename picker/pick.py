@@ -3,11 +3,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitrea.picker.calibration import Calibration
 from vitrea.picker.network import Network, stages
 from vitrea.picker.peaks import local_maxima, suppress
 from vitrea.picker.scan import ORIENTATIONS, DenseScan
 
-SCORE_FLOOR = 0.05   # picks below it are not kept
+SCORE_FLOOR = 0.05   # of the network's own score, before calibration: picks below it are not kept
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Picks:
 
 @dataclass(frozen=True)
 class Picker:
-    """A trained network with all that picking needs: preparation, and the distance [Å] between picks."""
+    """A trained network with all that picking needs: preparation, the distance [Å] between picks, and what makes
+    probabilities of the network's scores (None: nothing)."""
 
     network: Network
     parameters: dict
@@ -42,6 +44,7 @@ class Picker:
     distance: float
     orientations: tuple = ORIENTATIONS
     step: int | None = None
+    calibration: Calibration | None = None
 
     def planned(self, shape):
         """A DenseScan for prepared images of `shape`; the images are mirrored by half a box on every side."""
@@ -73,7 +76,7 @@ class Picker:
         edge = ((places < half) | (places > np.array(prepared.shape) - half)).any(axis=1)
         # Cropping in Fourier space keeps pixel 0 where it is, and with it the places of all samples.
         y, x = (places * np.array(micrograph.image.shape) / prepared.shape).T
-        return Picks(x, y, values, edge)
+        return Picks(x, y, self.calibration.apply(values) if self.calibration else values, edge)
 
     @staticmethod
     def _angstrom(micrograph, prepared):

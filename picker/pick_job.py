@@ -6,7 +6,6 @@ all are scanned, the threshold is settled, and coordinates/<name>.star is writte
 threshold needs no other scan. A micrograph that cannot be used is told, skipped and listed.
 """
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +15,21 @@ from threadpoolctl import threadpool_limits
 
 from vitrea.engine.comm import StopRequest
 from vitrea.engine.errors import JobError
-from vitrea.engine.files import written_beside
 from vitrea.engine.log import NullLog, RunLog
-from vitrea.engine.star import write_star
+from vitrea.kernels.micrograph import SAMPLED
 from vitrea.picker.coordinates import read_coordinates, write_coordinates
 from vitrea.picker.dealing import Dealer
 from vitrea.picker.micrographs import BadMicrographError, list_micrographs
 from vitrea.picker.modelfile import read_model
-
-CANDIDATES, COORDINATES = "candidates", "coordinates"
-MANIFEST = "manifest-{rank}.jsonl"
-INDEX_NAME, SUMMARY_NAME, SETTLED_NAME = "autopick.star", "summary.csv", "threshold.json"
+from vitrea.picker.pictures import draw_looks, draw_run
+from vitrea.picker.results import (
+    MANIFEST,
+    candidates_path,
+    expected_threshold,
+    read_manifests,
+    write_index,
+    write_picks,
+)
 
 
 def run(options, *, resume, comm):
@@ -46,13 +49,15 @@ def run(options, *, resume, comm):
             return "stopped"
         shares = comm.gather(busy / max(time.perf_counter() - begin, 1e-9), root=0)
         log.line(f"scanned   ranks busy {' '.join(f'{100 * share:.0f} %' for share in shares or [])}")
-        results = _agreed(lambda: _read_manifests(folder), comm)
+        results = _agreed(lambda: read_manifests(folder), comm)
         _require_enough(options, listed, results, log)
-        threshold = _agreed(lambda: _settled(options, model, listed, results, folder), comm)
+        threshold = _agreed(lambda: _settled(options, model, listed, folder), comm)
         for number in range(comm.rank, len(listed), comm.size):
             write_picks(folder, listed.names[number], threshold, options.eman_box)
         comm.Barrier()
-        picks = _agreed(lambda: _index(folder, listed, results, threshold), comm)
+        picks, looks = _agreed(lambda: write_index(folder, listed.names, results, (threshold, model.diameter),
+                                                   options.pictures), comm)
+        _draw(options, listed, looks, (threshold, model.diameter), log, comm)
         log.line(f"done   {picks:,} picks above {threshold:.3f} on {len(listed) - len(_skipped(results))} micrographs, "
                  f"{len(_skipped(results))} skipped")
         log.record("done", picks=picks, threshold=threshold, micrographs=len(listed), skipped=len(_skipped(results)))
@@ -100,7 +105,7 @@ def _open_work(listed, folder):
     """(numbers of the micrographs, the largest file first; those that are done)."""
     sizes = [path.stat().st_size if path.exists() else 0 for path in listed.paths]
     order = sorted(range(len(listed)), key=lambda number: (-sizes[number], number))
-    results = _read_manifests(folder)
+    results = read_manifests(folder)
     done = {number for number, name in enumerate(listed.names)
             if results.get(name, {}).get("bytes") == sizes[number] and (
                 "problem" in results[name] or candidates_path(folder, name).exists())}
@@ -140,7 +145,7 @@ def _scan_one(options, listed, number, picker, plans, comm):
         path = candidates_path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_coordinates(path, picks.x, picks.y, picks.score)
-        result |= {"candidates": len(picks), "pixel_size": micrograph.pixel_size}
+        result |= {"candidates": len(picks), "pixel_size": micrograph.pixel_size, **_grey_values(micrograph.image)}
     except BadMicrographError as problem:
         result["problem"] = str(problem)
     path = listed.paths[number]
@@ -149,15 +154,11 @@ def _scan_one(options, listed, number, picker, plans, comm):
         file.write((json.dumps(result) + "\n").encode())
 
 
-def _read_manifests(folder):
-    """{name: last result} of all ranks of this run and those before; a line cut short by a kill is left out."""
-    results = {}
-    for path in sorted(folder.glob(MANIFEST.format(rank="*"))):
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if line.startswith("{") and line.endswith("}"):
-                result = json.loads(line)
-                results[result["micrograph"]] = result
-    return results
+def _grey_values(image):
+    """What says whether a micrograph is unlike the others, from about SAMPLED of its pixels, and its height [px]."""
+    step = max(1, int(np.sqrt(image.size / SAMPLED)))
+    sample = image[::step, ::step].astype(np.float64)
+    return {"height": image.shape[0], "mean": float(sample.mean()), "deviation": float(sample.std())}
 
 
 def _skipped(results):
@@ -174,41 +175,9 @@ def _require_enough(options, listed, results, log):
                        f"{100 * options.skip_limit:g} % (skip_limit); the first: {skipped[0]['problem']}")
 
 
-# ---- thresholds and files
+# ---- thresholds and pictures
 
-def candidates_path(folder, name):
-    """Where the candidates of a micrograph are: its listed name below candidates/, so that equal file names in
-    different folders do not meet."""
-    return Path(folder) / CANDIDATES / inside(name).with_suffix(".csv")
-
-
-def coordinates_path(folder, name):
-    """Where the picks of a micrograph are."""
-    return Path(folder) / COORDINATES / inside(name).with_suffix(".star")
-
-
-def inside(name):
-    """A micrograph's name as a path below a folder: without leading slashes and steps upwards."""
-    return Path(*(part for part in Path(os.path.normpath(name)).parts if part not in ("..", os.sep)))
-
-
-def write_picks(folder, name, threshold, eman_box=None):
-    """Write coordinates/<name>.star (and .box) from the candidates of a micrograph, those above the threshold.
-
-    A micrograph that was skipped gets no file; one without picks gets a file without rows.
-    """
-    source, target = candidates_path(folder, name), coordinates_path(folder, name)
-    if not source.exists():
-        return
-    found = read_coordinates(source)
-    kept = found.score >= threshold
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_coordinates(target, found.x[kept], found.y[kept], found.score[kept])
-    if eman_box:
-        write_coordinates(target.with_suffix(".box"), found.x[kept], found.y[kept], found.score[kept], box=eman_box)
-
-
-def _settled(options, model, listed, results, folder):
+def _settled(options, model, listed, folder):
     """The threshold of the job: given, by the expected number of picks, or the model's."""
     if options.threshold is not None:
         return options.threshold
@@ -216,26 +185,17 @@ def _settled(options, model, listed, results, folder):
         return model.threshold
     names = [name for name in listed.names if candidates_path(folder, name).exists()]
     scores = np.concatenate([read_coordinates(candidates_path(folder, name)).score for name in names])
-    wanted = round(options.expected_particles * len(names))
-    return float(np.sort(scores)[::-1][min(wanted, len(scores)) - 1]) if len(scores) and wanted else 1.0
+    return expected_threshold(scores, len(names), options.expected_particles)
 
 
-def _index(folder, listed, results, threshold):
-    """Write autopick.star and summary.csv; the number of picks."""
-    picked = [name for name in listed.names if coordinates_path(folder, name).exists()]
-    write_star(folder / INDEX_NAME, {"coordinate_files": {
-        "rlnMicrographName": picked, "rlnMicrographCoordinates": [str(coordinates_path(folder, name))
-                                                                  for name in picked]}})
-    total = 0
-    with written_beside(folder / SUMMARY_NAME) as beside, open(beside, "w", encoding="utf-8") as file:
-        file.write("micrograph,picks,candidates,median_score,problem\n")
-        for name in listed.names:
-            result = results[name]
-            kept = read_coordinates(coordinates_path(folder, name)).score if name in picked else np.zeros(0)
-            total += len(kept)
-            median = f"{np.median(kept):.3f}" if len(kept) else ""
-            problem = result.get("problem", "").replace('"', "'")
-            file.write(f'"{name}",{len(kept)},{result.get("candidates", 0)},{median},"{problem}"\n')
-    with written_beside(folder / SETTLED_NAME) as beside:
-        beside.write_text(json.dumps({"threshold": threshold}) + "\n", encoding="utf-8")
-    return total
+def _draw(options, listed, looks, settled, log, comm):
+    """The pictures of a run, and the list of what to look at first; the ranks draw in turn. Collective."""
+    folder = Path(options.output)
+    if comm.rank == 0:
+        draw_run(folder, [name for name in listed.names if candidates_path(folder, name).exists()], settled[0])
+    comm.Barrier()
+    mine = list(enumerate(looks, 1))[comm.rank::comm.size]
+    draw_looks(folder, mine, lambda name: listed.read(listed.names.index(name), options.pixel_size), *settled)
+    comm.Barrier()
+    for place, look in enumerate(looks, 1):
+        log.line(f"look first   {place:>2}   {look.name}   {look.reason}")

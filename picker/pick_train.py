@@ -1,10 +1,11 @@
 """`job: pick-train`: labelled micrographs to a model file.
 
-Micrographs are prepared by the ranks in turn and then known to all; some are held back to choose the threshold. If
-there are too few to hold one back, the threshold is chosen on the micrographs that were trained on.
+Micrographs are prepared by the ranks in turn and then known to all; some are held back, on which scores are calibrated
+to probabilities and the threshold is chosen. If there are too few to hold one back, both happen on the micrographs that
+were trained on, whose scores are surer than those of others; the log and the model say so.
 """
 import importlib.metadata
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,21 @@ from threadpoolctl import threadpool_limits
 from vitrea.engine.comm import StopRequest
 from vitrea.engine.errors import JobError
 from vitrea.engine.log import NullLog, RunLog
+from vitrea.picker.calibration import Reliability, fit, held_out
 from vitrea.picker.coordinates import find_coordinates, read_coordinates
-from vitrea.picker.evaluate import best_threshold
+from vitrea.picker.evaluate import Counts, Curve, best_threshold, curve, verdicts
 from vitrea.picker.labels import LabelledMicrograph
 from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparation, list_micrographs
 from vitrea.picker.modelfile import Model, write_model
 from vitrea.picker.network import PRESETS
 from vitrea.picker.pick import Picker
+from vitrea.picker.pictures import TRAINING_NAME, draw_training
 from vitrea.picker.training import DEFAULT, PUBLISHED, train
 
 MODEL_NAME = "model.npz"
 TOLD_STEPS = 50          # steps between two lines of the log
 LEAST_POSITIVES = 10     # labels with which training makes sense
-THRESHOLDS = np.round(np.concatenate([np.arange(0.05, 0.95, 0.01), np.arange(0.95, 0.9991, 0.005)]), 4)
+HELD_BACK, TRAINED_ON = "micrographs held back", "the micrographs trained on"
 
 
 def run(options, *, resume, comm):
@@ -53,18 +56,37 @@ def run(options, *, resume, comm):
                 return "stopped"
         picker = Picker(network, state.parameters, state.statistics, preparation,
                         options.min_distance * options.diameter)
-        threshold, counts = _threshold(picker, testing, options)
-        record = {"version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": recipe.steps,
-                  "labels": sum(len(each.positives) for each in training), "micrographs": len(training),
-                  "held_back": held, "loss": [round(loss, 6) for loss in losses[TOLD_STEPS - 1::TOLD_STEPS]],
-                  "precision": counts.precision, "recall": counts.recall, "f1": counts.f()}
+        judged = _judged(picker, testing, options, HELD_BACK if held else TRAINED_ON)
+        model = Model(judged.picker, options.diameter, judged.threshold, {
+            "version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": recipe.steps,
+            "labels": sum(len(each.positives) for each in training), "micrographs": len(training), "held_back": held,
+            "loss": [round(loss, 6) for loss in losses[TOLD_STEPS - 1::TOLD_STEPS]], **judged.as_dict()})
         if comm.rank == 0:
-            write_model(Path(options.output) / MODEL_NAME, Model(picker, options.diameter, threshold, record))
-        where = f"{held} micrographs held back" if held else "the micrographs trained on"
-        log.line(f"done   threshold {threshold:.3f}   precision {counts.precision:.3f}   recall {counts.recall:.3f}   "
-                 f"F1 {counts.f():.3f} on {where}")
-        log.record("done", threshold=threshold, precision=counts.precision, recall=counts.recall, f1=counts.f())
+            write_model(Path(options.output) / MODEL_NAME, model)
+            draw_training(Path(options.output) / TRAINING_NAME, losses, judged.curve, judged.threshold, judged.after)
+        _tell(judged, held, log)
         return "done"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A picker after calibration, with its threshold and what labelled micrographs say of them: Counts at the
+    threshold, the Curve, and the Reliability of scores before calibration and of probabilities after it (of candidates
+    whose micrograph the fit had not seen)."""
+
+    picker: Picker
+    threshold: float
+    counts: Counts
+    curve: Curve
+    before: Reliability
+    after: Reliability
+    source: str
+
+    def as_dict(self):
+        """Plain values for the model's record."""
+        return {"precision": self.counts.precision, "recall": self.counts.recall, "f1": self.counts.f(),
+                "auprc": self.curve.auprc, "judged_on": self.source,
+                "reliability": {"before": asdict(self.before), "after": asdict(self.after)}}
 
 
 def check(options):
@@ -148,12 +170,48 @@ def _labelled(listed, number, options, preparation):
         margin=options.edge_margin / preparation.pixel_size)
 
 
-def _threshold(picker, labels, options):
-    """(threshold, Counts) of the largest F_β on labelled micrographs."""
+def _judged(picker, labels, options, source):
+    """Judged: scores calibrated on labelled micrographs, and the threshold of the largest F_β there."""
     radius = options.match_radius * options.diameter / picker.preparation.pixel_size
-    scored = []
-    for each in labels:
-        picks = picker.pick_prepared(Micrograph(Path(), each.image, picker.preparation.pixel_size), each.image)
-        picks = picks.inside(each.margin, each.image.shape)
-        scored.append((np.stack([picks.y, picks.x], axis=1), picks.score, each.positives, each.ignored))
-    return best_threshold(scored, radius, options.f_beta, THRESHOLDS)
+    scored = [_scored(picker, each) for each in labels]
+    groups = []
+    for picks, scores, truth, ignored in scored:
+        verdict = verdicts(picks, scores, truth, radius, ignored)
+        groups.append((scores[verdict != 0], verdict[verdict != 0] > 0))
+    raw, true = (np.concatenate(columns) for columns in zip(*groups))
+    calibration = fit(raw, true, source)
+    before = after = Reliability.of(raw, true)
+    if calibration:
+        picker = replace(picker, calibration=calibration)
+        scored = [(picks, calibration.apply(scores), truth, ignored) for picks, scores, truth, ignored in scored]
+        after = Reliability.of(*held_out(groups))
+    found = curve(scored, radius)
+    return Judged(picker, *best_threshold(found, options.f_beta), found, before, after, source)
+
+
+def _scored(picker, labelled):
+    """(picks float[n, 2], scores, truth, ignored) of a LabelledMicrograph, as evaluate.curve wants them."""
+    picks = picker.pick_prepared(Micrograph(Path(), labelled.image, picker.preparation.pixel_size), labelled.image)
+    picks = picks.inside(labelled.margin, labelled.image.shape)
+    return np.stack([picks.y, picks.x], axis=1), picks.score, labelled.positives, labelled.ignored
+
+
+def _tell(judged, held, log):
+    """What the labels say of the model, in the log."""
+    counts, where = judged.counts, TRAINED_ON
+    if held:
+        where = f"{held} {HELD_BACK}" if held > 1 else "the micrograph held back"
+    if judged.picker.calibration is None:
+        log.line("scores are those of the network: the candidates on labelled micrographs are all particles, or none "
+                 "is, and no probability can be learned from that")
+    else:
+        log.line(f"scores are probabilities, learned on {where}"
+                 + ("" if held else ", whose scores are surer than those of others: likely too high elsewhere"))
+        log.line(f"calibration error {judged.after.error:.3f}, before {judged.before.error:.3f}   Brier score "
+                 f"{judged.after.brier:.3f}, before {judged.before.brier:.3f}   "
+                 f"{sum(n for *_, n in judged.after.bins)} candidates")
+        for mean, frequency, n in judged.after.bins:
+            log.line(f"probability {mean:.2f}   {frequency:.2f} are particles   {n} candidates")
+    log.line(f"done   threshold {judged.threshold:.3f}   precision {counts.precision:.3f}   recall "
+             f"{counts.recall:.3f}   F1 {counts.f():.3f} on {where}")
+    log.record("done", threshold=judged.threshold, **judged.as_dict())

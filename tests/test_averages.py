@@ -123,7 +123,8 @@ class Same(One):
     """One of several ranks that know the largest value of all of them."""
 
     def __init__(self, embedded):
-        self.peak = np.append(np.abs(embedded.transformed).max(axis=0), embedded.ctf2.max())
+        self.peak = np.concatenate([np.abs(embedded.transformed).max(axis=0), embedded.ctf2.max(axis=0),
+                                    embedded.power.max(axis=0)])
 
     def Allreduce(self, given, total, op=None):
         total[:] = self.peak if op is not None else given

@@ -3,8 +3,14 @@
 No test looks at a time: only at what is computed, counted and said.
 """
 
+import io
 import json
+import os
+import re
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +27,8 @@ from vitrea.benchmarks.launching import launcher_words
 from vitrea.benchmarks.machine import Limits, Work, triad
 from vitrea.benchmarks.peers import found_peers
 from vitrea.benchmarks.predict import Rates, gather_bytes, largest_share, predicted, row_seconds
-from vitrea.benchmarks.report import check_times, grouped
+from vitrea.benchmarks.progress import REWRITTEN, Progress
+from vitrea.benchmarks.report import check_times, grouped, without_cores
 from vitrea.benchmarks.specimens import Sizes, make_search_of, particles_of
 from vitrea.benchmarks.startup import told as startup_told
 from vitrea.benchmarks.study import Network, Study, read_study
@@ -145,8 +152,9 @@ def test_the_triad_is_a_triad():
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [({"shifts": 20}, "--shifts: 20 points do not fill a disc; expected one of 1, 5, 9, 13, 21, "),
-     ({"rotations": 100}, "--rotations: 100 angles cannot hold 39 rings of a particle of 32 px radius, .* use "
-                          "--rotations 240"),
+     ({"rotations": 100}, "--rotations: 100 angles are too few for 39 rings of a particle of 32 px radius; expected at "
+                          "least 2..; use --rotations 240"),
+     ({"rotations": 244}, "--rotations: no search has 244 angles; expected a multiple of 8 .*; use --rotations 256"),
      ({"rings": 39, "box": 64}, "--rings: 39 rings, but a box of 64 px has 32; expected no more; use --box 80"),
      ({"classes": 0}, "--classes: 0 was found; expected at least 1")],
 )
@@ -259,12 +267,17 @@ def test_new_bench_prints_the_example(capsys):
     [("layots: [[1, 1]]", "s.yaml: unknown key 'layots'; did you mean layouts?"),
      ("stack: {boxx: 3}", "s.yaml: stack: unknown key 'boxx'; did you mean box?"),
      ("job: {max_iteration: 3}", "s.yaml: job: unknown key 'max_iteration'; expected keys of classify2d; did you mean"),
-     ("stack: 7", "s.yaml: stack: '7' was found; expected a group of keys"),
+     ("stack: 7", "s.yaml: stack: 7 was found; expected a group of keys"),
      ("repeats: many", "s.yaml: repeats: 'many' was found; expected a whole number"),
      ("network: {latency: fast}", "s.yaml: network: latency: 'fast' was found; expected a number"),
-     ("classes: 20", r"s.yaml: classes: '20' was found; expected a list in \[ \]"),
+     ("classes: 20", r"s.yaml: classes: 20 was found; expected a list in \[ \]"),
+     ("classes: '4'", r"s.yaml: classes: '4' was found; expected a list in \[ \]"),
+     ("repeats: true", "s.yaml: repeats: true was found; expected a whole number"),
+     ("job: {psi_step: 90}", r"s.yaml: job: psi_step is 90; expected a number \[degrees\], 0.5 to 45"),
+     ("job: {n_classes: 4}", "s.yaml: job: n_classes is there; expected keys that the study does not set itself; use "
+                             "classes"),
      ("layouts: [[2, 1]]", r"s.yaml: layouts: \[1, 1\] is not among them; expected it"),
-     ("layouts: [[1, 1], [2]]", r"s.yaml: layouts: \(2,\) was found; expected pairs \[ranks, threads\]"),
+     ("layouts: [[1, 1], [2]]", r"s.yaml: layouts: \[2\] was found; expected pairs \[ranks, threads\]"),
      ("strong: []\nweak: []", "s.yaml: strong and weak are both empty"),
      ("strong: [-4]", r"s.yaml: strong: \[-4\] was found; expected whole numbers above 0"),
      ("launcher: srun", "s.yaml: launcher: 'srun' was found; expected {ranks} in it"),
@@ -278,6 +291,23 @@ def test_mistakes_in_a_study_are_sentences(tmp_path, monkeypatch, text, sentence
         read_study("s.yaml")
     with pytest.raises(JobError, match=r"none\.yaml: cannot be read"):
         read_study("none.yaml")
+
+
+def test_a_folder_belongs_to_one_study(tmp_path, monkeypatch, capsys):
+    """What decides the cases may not change under them; repeats, the network and the prediction may."""
+    monkeypatch.chdir(tmp_path)
+    text = "output: out\nstrong: [40]\nclasses: [2]\n"
+    Path("s.yaml").write_text(text)
+    assert main(["bench", "s.yaml", "--submit", "slurm"]) == 0
+    Path("more.yaml").write_text(text + "repeats: 5\nnetwork: {latency: 1.0e-6}\npredict: {ranks: [128]}\n")
+    assert main(["bench", "more.yaml", "--list"]) == 0
+    Path("other.yaml").write_text(text.replace("[40]", "[80]") + "job: {psi_step: 12}\n")
+    capsys.readouterr()
+    for option in ("--list", "--prepare", "--report", "--case=0", "--submit=pbs"):
+        assert main(["bench", "other.yaml", option]) == 2
+        assert ("output: out holds the cases of another study (strong is [80] here and [40] there; job is {'psi_step': "
+                "12} here and {'max_iterations': 6} there); expected the same study or a new folder"
+                ) in capsys.readouterr().err
 
 
 def test_weak_scaling_keeps_the_particles_a_core():
@@ -305,9 +335,43 @@ def test_array_scripts_run_every_case_once(tmp_path, monkeypatch, capsys, schedu
         assert ("64" in text) == script.name.startswith("r64")
         numbers += _numbers(text)
     assert sorted(numbers) == [case.number for case in read_study("s.yaml").cases()]
-    assert "vitrea bench s.yaml --prepare" in (folder / "prepare.sh").read_text()
+    prepare = (folder / "prepare.sh").read_text()
+    assert f"\n{sys.executable} -m vitrea.jobs bench s.yaml --prepare" in prepare, "whatever a job's PATH"
     for script in folder.glob("*.sh"):
         subprocess.run(["bash", "-n", script], check=True)
+    for script in folder.glob("[pr]*.sh"):
+        _assert_directives(script.read_text().splitlines(), scheduler)
+
+
+# Directives as the reference guides of the schedulers write them (OpenPBS 20: qsub; Slurm: sbatch)
+DIRECTIVES = {
+    "pbs": (r"#PBS -N [A-Za-z]\S{0,14}", r"#PBS -J \d+-\d+:[1-9]\d*", r"#PBS -j oe", r"#PBS -o /[^\s,:]+/",
+            r"#PBS -l walltime=\d\d:\d\d:\d\d", r"#PBS -l place=free:exclhost",
+            r"#PBS -l select=\d+:ncpus=\d+:mpiprocs=\d+:ompthreads=\d+", "#PBS --partition=cpu"),
+    "slurm": (r"#SBATCH --job-name=\S+", r"#SBATCH --array=\d+(,\d+)*", r"#SBATCH --ntasks=\d+",
+              r"#SBATCH --cpus-per-task=\d+", r"#SBATCH --time=\d\d:\d\d:\d\d", "#SBATCH --exclusive",
+              r"#SBATCH --output=/[^\s,]+%x(-%a)?\.out", "#SBATCH --partition=cpu"),
+}
+
+
+def _assert_directives(lines, scheduler):
+    """Every directive is one of the scheduler's grammar, and stands before the first command."""
+    comments = [line for line in lines[1:] if line.startswith("#")]
+    assert lines[:1 + len(comments)] == ["#!/bin/bash", *comments], "later ones are not looked at"
+    for line in comments:
+        assert any(re.fullmatch(pattern, line) for pattern in DIRECTIVES[scheduler]), line
+    first, last, step = next((map(int, re.split("[-:]", line.split()[-1])) for line in comments if "#PBS -J" in line),
+                             (0, 1, 1))
+    assert first < last, "PBS knows no array of one"
+    assert (last - first) % step == 0
+
+
+def test_a_study_whose_folder_no_directive_can_name_is_not_submitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text("output: my study\n")
+    assert main(["bench", "s.yaml", "--submit", "pbs"]) == 2
+    assert "my study/submit-pbs was found; expected a path without blanks" in capsys.readouterr().err
+    assert not Path("my study").exists()
 
 
 def _numbers(text):
@@ -336,6 +400,16 @@ def test_times_are_checked_where_each_rank_has_a_core_and_the_source_of_the_rate
         (1, 2048, True), (1, 1024, False), (2, 2048, False)]
     assert found[2]["predicted"]["seconds"] == pytest.approx(1.024 + 0.5 + gather_bytes(2048) / 1e10)
     assert found[2]["measured"] == {"seconds": 3.0, "e_step": 2.0, "m_step": 0.5, "reduce": 0.25}
+
+
+def test_messages_of_layouts_without_cores_are_predicted_from_the_bytes_that_were_counted():
+    rates = Rates(t_particle=1e-3, m_step=0.5, rest=0.0, row=0.0, sums=8_000_000, small=0)
+    rows = [{"layout": layout, "particles": 4096, "classes": 3, "oversubscribed": layout[0] * layout[1] > 2}
+            for layout in ((1, 1), (2, 1), (2, 2), (8, 1))]
+    eight, = without_cores(Study(network=Network(latency=0.0, bandwidth=1e9)), rows, {3: rates})
+    assert (eight["ranks"], eight["particles"]) == (8, 4096)
+    messages = 2 * 7 / 8 * 8e-3 + gather_bytes(4096) / 1e9
+    assert eight["communication"] == pytest.approx(messages / (0.512 + 0.5 + messages))
 
 
 def test_startup_is_measured_in_fresh_processes_and_set_beside_its_limits(tmp_path, monkeypatch, capsys):
@@ -369,6 +443,7 @@ def test_a_study_runs_counts_and_predicts(tmp_path, monkeypatch, capsys):
     assert "## Predicted, not measured" in said
     assert "No run but the source of the rates could be compared." in said, "two ranks on one core are no check"
     assert "| oversubscribed |" in said
+    assert "if every rank had a core" in said
     assert (tmp_path / "out" / "scaling.md").read_text() in said
     assert {"scaling.png", "predicted.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
@@ -416,9 +491,113 @@ def test_bench_run_tells_speed_and_split(tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["bench.jsonl"]
 
 
-def test_a_peer_that_is_missing_is_left_out_with_a_line(capsys):
+def test_a_peer_that_is_missing_is_left_out_with_a_line_and_only_mistyped_ones_are_a_mistake(capsys, monkeypatch):
     assert found_peers(["/nowhere/relion_refine=--cpu --grad", "sh=--j 2"]) == [(found_peers(["sh"])[0][0], "--j 2")]
-    assert "/nowhere/relion_refine is not installed and is left out" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "/nowhere/relion_refine is not installed and is left out" in told.err
+    assert told.out == "", "stdout is for records"
+    assert main(["bench", "peers", "--relion", "/no/such=--cpu"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("vitrea: --relion: no program was found at /no/such; expected a relion_refine")
+    assert told.count("\n") == 1
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert found_peers(None) == [], "nobody asked for it by name"
+
+
+# What stands in for a peer: it copies the result of Vitrea's run, and works a little after its first files are there.
+PEER = """#!/bin/sh
+[ "$1" = --version ] && { echo RELION version: 9.9; exit; }
+while [ "$1" != --o ]; do shift; done
+burn() { i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done; }
+burn; touch $2_it000_model.star; sleep 0.3; burn; burn
+cp vitrea_*/run_data.star $2_it002_data.star; cp vitrea_*/run_classes.mrcs $2_it002_classes.mrcs
+"""
+
+
+def test_peers_are_set_beside_medians_of_ours_whole_and_by_iterations(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("peer").write_text(PEER)
+    Path("peer").chmod(0o755)
+    words = ["bench", "peers", "--particles", "130", "--views", "2", "--box", "32", "--pixel-size", "6", "--snr", "0.3",
+             "--classes", "2", "--iterations", "2", "--psi-step", "24", "--offset-range", "2", "--relion",
+             f"{tmp_path / 'peer'}=--cpu"]
+    assert main([*words, "--n", "2"]) == 0
+    said = capsys.readouterr().out
+    ours, theirs = (json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines())
+    assert (ours["n"], len(ours["samples"]), theirs["n"]) == (2, 2, 1)
+    assert ours["purity"] == theirs["purity"]
+    assert (theirs["version"], theirs["flags"]) == ("9.9", "--cpu")
+    for record in (ours, theirs):
+        assert 0 < record["cpu_iterating"] < record["cpu_seconds"]
+        assert 0 < record["wall_iterating"] < record["wall_seconds"]
+    assert theirs["cpu_iterating"] > 0.5 * theirs["cpu_seconds"], "two parts of three come after the first files"
+    last = said.splitlines()[-2].split("|")
+    assert last[1].strip() == "relion 9.9 --cpu"
+    for text, name in zip(last[2:], ("cpu_seconds", "cpu_iterating", "wall_seconds", "wall_iterating")):
+        assert float(text) == pytest.approx(theirs[name] / ours[name], abs=0.06)
+
+
+def test_a_benchmark_that_is_ended_leaves_no_program_and_no_folder(tmp_path):
+    """SIGTERM to `vitrea bench` while a peer works: the peer and what it started are gone, the folder too."""
+    (tmp_path / "peer").write_text('#!/bin/sh\n[ "$1" = --version ] && exit\n'
+                                   f"sleep 600 & echo $! > {tmp_path}/child\nwait\n")
+    (tmp_path / "peer").chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-m", "vitrea.jobs", "bench", "peers", "--particles", "20", "--views", "2", "--box",
+               "32", "--pixel-size", "6", "--classes", "2", "--iterations", "1", "--psi-step", "45", "--offset-range",
+               "0", "--relion", str(tmp_path / "peer")]
+    told = tmp_path / "told"
+    with told.open("w") as file:
+        bench = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")}, stderr=file)
+    try:
+        child = tmp_path / "child"
+        _wait(lambda: (child.exists() and child.read_text().strip()) or bench.poll() is not None)
+        assert bench.poll() is None, told.read_text()
+        assert list((tmp_path / "tmp").iterdir())
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(60) == 128 + signal.SIGTERM
+    finally:
+        bench.kill()
+        bench.wait()
+    assert list((tmp_path / "tmp").iterdir()) == []
+    _wait(lambda: not Path("/proc", child.read_text().strip()).exists())
+
+
+def _wait(holds, seconds=120):
+    """Until holds(); fails after some seconds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_one_line_that_is_rewritten_on_a_terminal_and_a_line_a_step_elsewhere(terminal, capsys):
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    progress = Progress(out)
+    progress.step("estep: runs", 4)
+    progress.done()
+    progress.done()
+    progress.result("found")
+    progress.step("limits")
+    assert capsys.readouterr().out == "found\n"
+    told = out.getvalue()
+    if not terminal:
+        assert told == "0:00:00  estep: runs, 4 in all\n0:00:00  limits\n"
+        return
+    drawn = told.split(REWRITTEN)
+    assert drawn[1:4] == ["0:00:00  estep: runs   0 of 4 done", "0:00:00  estep: runs   1 of 4 done, 0:00:00 left",
+                          "0:00:00  estep: runs   2 of 4 done, 0:00:00 left"]
+    assert drawn[4:] == ["", "0:00:00  limits"], "the line is taken away before a result is printed"
+    assert "\n" not in told
+
+
+def test_the_time_left_is_that_of_the_runs_to_come():
+    progress = Progress(io.StringIO())
+    progress.step("runs", 4)
+    progress.done()
+    assert progress.line(progress._step_begin + 100.0).endswith("1 of 4 done, 0:05:00 left")
 
 
 def record_of(samples, **other):
@@ -439,6 +618,12 @@ def test_a_change_is_what_exceeds_the_noise(before, after, verdict):
     assert "commit: a → b" in changes_told(found)
 
 
+def test_a_verdict_of_a_busy_machine_has_a_question_mark():
+    found = changes([record_of([1.0, 1.01])], [record_of([2.0, 2.01], load=[3.0, 1.0, 1.0])])
+    assert found["measurements"][0]["verdict"] == "SLOWER?"
+    assert "the machine was busy (load 1.5 a core)" in changes_told(found)
+
+
 def test_a_machine_that_changed_its_speed_is_noise():
     found = changes([record_of([1.0, 1.01])], [record_of([1.3, 1.31], limit_ms=1.4)])
     assert found["measurements"][0]["verdict"] == "no change"
@@ -449,8 +634,31 @@ def test_other_sizes_are_not_compared_and_samples_of_one_size_are_pooled():
     found = changes([record_of([1.0]), record_of([1.02]), record_of([9.0, 9.0], classes=5)],
                     [record_of([1.0, 1.01], load=[4.0, 1.0, 1.0])])
     assert [(each["n_before"], each["n_after"]) for each in found["measurements"]] == [(2, 2)]
-    assert found["only_before"] == ["kernel estep"]
+    assert found["only_before"] == ["kernel estep classes 5 (the other file has it with classes 4)"]
+    assert "only in A: kernel estep classes 5" in changes_told(found)
     assert "the machine was busy (load 2.0 a core)" in changes_told(found)
+
+
+def test_other_processors_are_compared_only_when_that_is_asked_for(tmp_path, capsys):
+    for name, cpu in (("a", "EPYC"), ("b", "Xeon")):
+        (tmp_path / name).write_text(json.dumps(record_of([1.0, 1.1], cpu=cpu)) + "\n")
+    words = ["bench", "compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(words) == 2
+    assert "the records come from 2 kinds of processor (EPYC; Xeon); expected one" in capsys.readouterr().err
+    assert main([*words, "--other-cpu"]) == 0
+    assert "cpu: EPYC → Xeon" in capsys.readouterr().out
+
+
+def test_parts_of_a_record_are_compared_each_for_itself_and_records_without_samples_are_named():
+    def manifold(seconds):
+        return {"benchmark": "manifold", "classes": 9, "load": [0.0, 0.0, 0.0], "commit": "a",
+                "e_step": {"n": 2, "samples": [1.0, 1.01]}, "solve": {"n": 2, "samples": [seconds, 1.01 * seconds]}}
+
+    found = changes([manifold(1.0), {"benchmark": "hinge", "rows": []}], [manifold(2.0)])
+    assert [(each["name"], each["verdict"]) for each in found["measurements"]] == [
+        ("manifold e_step", "no change"), ("manifold solve", "SLOWER")]
+    assert found["measurements"][1]["after"] == pytest.approx(2010.0)
+    assert "not compared, for they hold no repeated times: hinge" in changes_told(found)
 
 
 def test_what_was_asked_for_is_compared_alike_and_what_came_out_does_not_matter():

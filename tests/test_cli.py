@@ -56,7 +56,7 @@ def test_help_answers_at_once_and_names_every_command():
         begin = time.perf_counter()
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         seconds.append(time.perf_counter() - begin)
-    for name in ("new", "check", "run", "resume", "simulate", "compare", "watch", "--version"):
+    for name in ("new", "check", "run", "resume", "threshold", "simulate", "compare", "watch", "--version"):
         assert re.search(rf"^ +{name} ", text, re.MULTILINE)
     assert min(seconds) < 1.0  # 0.2 s on an idle machine; numpy and numba alone take more than this limit
 
@@ -74,7 +74,7 @@ def test_every_command_has_an_example_that_parses():
         for example in re.findall(r"^example:\n +(?:mpiexec -n \d+ )?vitrea (.*)$", parser.epilog or "", re.MULTILINE):
             cli._parser().parse_args(example.split(" > ")[0].split())
             found += 1
-    assert found == 7
+    assert found == 8
 
 
 def all_parsers(parser):

@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -77,11 +78,11 @@ def same_results(found, expected):
         assert (found / name).read_bytes() == (expected / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(("ranks", "threads"), [(0, 2), (2, 1), (4, 1)])
-def test_ranks_and_threads_do_not_change_a_bit(alone, stacks, launch, tmp_path, ranks, threads):
+@pytest.mark.parametrize(("ranks", "threads", "storage"), [(0, 2, "scratch"), (2, 1, "memory"), (4, 1, "scratch")])
+def test_ranks_threads_and_storage_do_not_change_a_bit(alone, stacks, launch, tmp_path, ranks, threads, storage):
     """Two optics groups of different box (one odd) and pixel, astigmatism in angular bins, held-out particles, junk."""
     mixed_job(tmp_path, stacks)
-    ended = launch(ranks, *RUN, "--set", f"threads={threads}")
+    ended = launch(ranks, *RUN, "--set", f"threads={threads}", "--set", f"storage={storage}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     same_results(tmp_path / "run", alone)
 
@@ -272,6 +273,23 @@ def test_a_particle_more_costs_what_is_kept_of_it(stacks):
     assert grown < 19 * len(table) * (planned.components * 4 * 1.5 + 2500)
 
 
+def test_in_scratch_memory_does_not_grow_with_the_components(stacks):
+    """What a memory limit forbids is kept in scratch: of a particle more, only what is not its components is held."""
+    table = read_particles(stacks / "plain" / "truth.star")
+    options = ClusterOptions(input=table.path, output=Path("run"), n_classes=5, particle_diameter=140.0,
+                             max_resolution=14.0)
+    twice = table.take(np.tile(np.arange(len(table)), 20))
+    planned = {place: plan_cluster(replace(options, storage=place), twice, 1) for place in ("memory", "scratch")}
+    bytes_of_components = len(twice) * planned["memory"].components * 4
+    assert planned["scratch"].scratch_per_rank_bytes == bytes_of_components
+    assert planned["memory"].memory_per_rank_bytes - planned["scratch"].memory_per_rank_bytes == pytest.approx(
+        bytes_of_components, abs=2)
+    between = 0.5e-9 * sum(plan.memory_per_rank_bytes for plan in planned.values())
+    assert plan_cluster(replace(options, memory_limit=between), twice, 1).storage == "scratch"
+    assert plan_cluster(options, twice, 1, room=1e9 * between).storage == "scratch"
+    assert plan_cluster(options, twice, 1).storage == "memory"
+
+
 def test_check_and_watch_know_the_job(cluster, stacks, capsys, tmp_path):
     job = write_job(tmp_path / "check.yaml", input=stacks / "plain" / "truth.star", output=tmp_path / "other", **SMALL)
     assert cli.main(["check", str(job)]) == 0
@@ -318,7 +336,8 @@ MISTAKES = [
     (keys(n_classes=7, latent="plane"), r"job\.yaml:\d: 7 classes cannot be laid out on a plane; expected a product of "
      r"2 numbers of at least 2; write for example n_classes: 8"),
     (keys(n_classes=4, latent="closed_chain"), r"job\.yaml:\d: 4 classes cannot be laid out on a closed chain; .*"),
-    (keys(memory_limit=0.15), r"memory_limit: the run needs 0\.\d GB a rank, more than the limit of 0\.15 GB; .*"),
+    (keys(memory_limit=0.15), r"memory_limit: the run needs up to 0\.\d GB a rank with its particles in "
+     r"scratch, more than the limit of 0\.15 GB; .*"),
     (not_finite, r"given\.star row 11: 11@given\.mrcs has pixels that are not finite, and 9 more of 240 .*"),
 ]
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from vitrea.picker.evaluate import Counts, best_threshold, count, match
+from vitrea.picker.evaluate import Counts, best_threshold, count, curve, match, verdicts
 
 
 def test_of_two_picks_on_one_particle_one_is_false():
@@ -40,14 +40,50 @@ def test_nothing_picked_or_nothing_there():
     assert Counts(0, 0, 0).f() == Counts(0, 0, 0).precision == Counts(0, 0, 0).recall == 0
 
 
-def test_the_best_threshold_is_the_middle_of_the_best():
+def test_the_best_threshold_is_half_way_to_the_next_worse_pick():
     truth = np.array([[0.0, 0.0], [0.0, 100.0], [0.0, 200.0]])
     picks = np.concatenate([truth, truth + np.array([50, 0])])
     scores = np.array([0.9, 0.8, 0.7, 0.4, 0.3, 0.1])
-    threshold, counts = best_threshold([(picks, scores, truth, ())], 10, 1, np.linspace(0.05, 0.95, 19))
+    threshold, counts = best_threshold(curve([(picks, scores, truth, ())], 10), 1)
     assert counts == Counts(3, 0, 0)
-    assert threshold == pytest.approx(0.6)   # of 0.45 to 0.7
+    assert threshold == pytest.approx(0.55)
     # Recall weighs more with β = 2: two false picks are a fair price for a third particle.
     scores = np.array([0.9, 0.8, 0.2, 0.5, 0.5, 0.1])
-    assert best_threshold([(picks, scores, truth, ())], 10, 2, [0.15, 0.6])[0] == 0.15
-    assert best_threshold([(picks, scores, truth, ())], 10, 0.5, [0.15, 0.6])[0] == 0.6
+    found = curve([(picks, scores, truth, ())], 10)
+    assert best_threshold(found, 2)[0] == pytest.approx(0.15)
+    assert best_threshold(found, 0.5)[0] == pytest.approx(0.65)
+    assert best_threshold(curve([(np.zeros((0, 2)), np.zeros(0), truth, ())], 10), 1) == (0.5, Counts(0, 0, 3))
+
+
+def test_the_curve_counts_what_matching_counts_at_every_threshold():
+    random = np.random.default_rng(5)
+    for _ in range(20):
+        scored = []
+        for _ in range(3):
+            # Crowded: a pick is near several labels, and a label near several picks; scores with ties.
+            picks, truth = random.uniform(0, 40, (25, 2)), random.uniform(0, 40, (12, 2))
+            scored.append((picks, np.round(random.random(25), 1), truth, ()))
+        found = curve(scored, 8.0)
+        for threshold in np.arange(0, 1.05, 0.05):
+            expected = sum((count(picks[scores >= threshold], truth, 8.0) for picks, scores, truth, _ in scored),
+                           start=Counts(0, 0, 0))
+            assert found.counts(threshold) == expected
+        np.testing.assert_allclose(found.f(2), [found.counts(score).f(2) for score in found.score])
+
+
+def test_the_better_of_two_picks_on_a_particle_is_the_true_one_and_discs_count_for_nothing():
+    truth = np.array([[10.0, 10.0], [50.0, 50.0]])
+    picks = np.array([[10.0, 10.0], [12.0, 10.0], [50.0, 51.0], [70.0, 70.0]])
+    assert verdicts(picks, [0.4, 0.8, 0.7, 0.6], truth, 5).tolist() == [-1, 1, 1, -1]
+    discs = np.array([[52.0, 52.0, 8.0], [70.0, 71.0, 2.0]])
+    assert verdicts(picks, [0.4, 0.8, 0.7, 0.6], truth, 5, discs).tolist() == [-1, 1, 0, 0]
+    assert curve([(picks, [0.4, 0.8, 0.7, 0.6], truth, discs)], 5).truth == 1
+
+
+def test_the_area_under_a_curve_worked_out_by_hand():
+    truth = np.array([[0.0, 0.0], [0.0, 100.0], [0.0, 200.0], [0.0, 300.0]])
+    picks = np.concatenate([truth[:3], [[50.0, 50.0]]])
+    found = curve([(picks, [0.9, 0.8, 0.5, 0.7], truth, ())], 10)
+    # Recall 1/4, 2/4, 2/4, 3/4 at precision 1, 1, 2/3, 3/4; the fourth particle is never picked.
+    assert found.auprc == pytest.approx(0.25 + 0.25 + 0.25 * 0.75)
+    assert curve([], 10).auprc == 0.0

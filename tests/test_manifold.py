@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from vitrea.engine.annealing import Schedule, begin, begin_settled, fit, state_arrays, state_from_arrays
 from vitrea.engine.comm import alone
@@ -327,13 +328,50 @@ def test_junk_is_set_aside_by_the_outlier_components():
         getattr(particles, name)[:100] = getattr(alien, name)
     junk = (truth == 4) | (np.arange(800) < 100)
     start = from_references(free(4), particles.layout, classes + 0.3 * some_classes(plane, 4, seed=3),
-                            np.ones(8), outliers=0.05)
-    state = fit(particles, begin_settled(start), Settings(), Schedule(), comm=ALONE)
+                            np.ones(8))
+    state = fit(particles, begin_settled(start), Settings(outliers=True), Schedule(), comm=ALONE)
     found = assign(Expectation(particles, state.manifold), slice(0, 800))
     flagged = found.class_number == -1
     assert np.mean(junk[flagged]) > 0.97   # precision
     assert np.mean(flagged[junk]) > 0.97   # recall
     np.testing.assert_allclose(state.manifold.class_prior.sum() + state.manifold.outlier_prior.sum(), 1.0)
+
+
+def test_classes_with_something_on_top_and_empty_images_are_junk_and_nothing_else_is():
+    """Five nodes for four classes: the fifth would take the empty images, but the component for them does."""
+    plane = HalfPlane(24, 8)
+    classes = some_classes(plane, 4, 1.2)
+    particles, truth = simulated(plane, np.concatenate([classes, np.zeros((1, plane.n_components))]), 800)
+    alien, _ = simulated(plane, some_classes(plane, 100, 1.2, seed=77), 80, noise=0.0, seed=9)
+    c = np.sqrt(particles.ctf2[:80])[:, plane.group]
+    t = particles.transformed[:80] / c + alien.transformed / np.sqrt(alien.ctf2)[:, plane.group]
+    particles.transformed[:80], particles.power[:80] = c * t, shell_power(t, plane.group, plane.shell)
+    junk = (truth == 4) | (np.arange(800) < 80)
+    for kept in (np.arange(800), np.flatnonzero(~junk)):
+        seen = replace(particles, transformed=particles.transformed[kept], ctf2=particles.ctf2[kept],
+                       power=particles.power[kept], rows=np.arange(len(kept)), starts=np.array([0, len(kept)]),
+                       n_total=len(kept), held_out=None)
+        begun = from_references(free(5), particles.layout, np.append(classes, 0.05 * classes[:1], axis=0), np.ones(8))
+        state = fit(seen, begin_settled(begun), Settings(outliers=True), Schedule(), comm=ALONE)
+        flagged = assign(Expectation(seen, state.manifold), slice(0, len(kept))).class_number == -1
+        assert np.mean(flagged != junk[kept]) < 0.02
+        assert len(kept) == 800 or state.manifold.outlier_prior.sum() < 0.002
+
+
+def test_the_odds_of_something_on_top_are_those_of_two_normal_densities():
+    plane = HalfPlane(12, 4)
+    particles, _ = simulated(plane, some_classes(plane, 1), 6, dtype=np.float64)
+    model = replace(started(free(1), particles, some_classes(plane, 1)), beta=np.linspace(0.6, 1.4, 4),
+                    signal2=np.linspace(2.0, 0.5, 4), class_prior=np.array([0.7]), outlier_prior=np.array([0.1, 0.2]))
+    weights, _, _ = Expectation(particles, model).weights(slice(0, 6))
+    shell = plane.shell[plane.group]
+    c2 = particles.ctf2[:, plane.group]
+    t, narrow = particles.transformed / np.sqrt(c2), np.broadcast_to(1.0 / model.beta[shell], c2.shape)
+    c2_of_shell = (particles.ctf2 @ particles.layout.share)[:, shell]
+    broad = narrow + 0.5 * c2_of_shell * model.signal2[shell]
+    density = [prior * np.prod(norm.pdf(t, mean, np.sqrt(variance)), axis=1) for prior, mean, variance in (
+        (0.7, np.sqrt(c2) * model.y, narrow), (0.1, 0.0, narrow), (0.2, np.sqrt(c2) * model.y, broad))]
+    np.testing.assert_allclose(weights, (density / np.sum(density, axis=0)).T, rtol=1e-6)
 
 
 def arc(plane, n_classes):
@@ -418,7 +456,7 @@ def annealed(comm, schedule=FULL, stop_at=None, state=None, seed=3):
     particles, _ = simulated(plane, some_classes(plane, 4, 0.6), 500, comm=comm, held=0.2, seed=seed)
     components, beta = analyse(particles, 4, comm=comm)
     if state is None:
-        start = from_components(chain(5, basis_fraction=1.0, width=0.5), particles.layout, components, beta, 0.02)
+        start = from_components(chain(5, basis_fraction=1.0, width=0.5), particles.layout, components, beta)
         state = begin(start, components.eigenvalues[0])
     found = []
 
@@ -426,7 +464,7 @@ def annealed(comm, schedule=FULL, stop_at=None, state=None, seed=3):
         found.append(report.tempered)
         return stop_at is not None and len(found) == stop_at
 
-    return fit(particles, state, Settings(), schedule, comm=comm, on_iteration=note), found
+    return fit(particles, state, Settings(outliers=True), schedule, comm=comm, on_iteration=note), found
 
 
 def test_annealing_cools_from_below_the_critical_temperature_and_keeps_the_best():

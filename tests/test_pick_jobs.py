@@ -79,6 +79,10 @@ def f1_of(folder, names):
 def test_from_labels_to_a_stack_for_classification(work, capsys):
     record = [json.loads(line) for line in (work / "training" / "record.jsonl").read_text().splitlines()]
     assert record[-1]["kind"] == "done"
+    assert record[-1]["judged_on"] == "micrographs held back"
+    assert record[-1]["auprc"] > 0.85
+    told = (work / "training" / "run.out").read_text()
+    assert "scores are probabilities, learned on the micrograph held back" in told or "all particles, or none" in told
     assert main(["check", write_job(work, "pick.yaml", PICK)]) == 0
     assert "micrographs 6 in mics/t*.mrc" in capsys.readouterr().out
     assert main(["run", "pick.yaml"]) == 0

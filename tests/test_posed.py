@@ -10,7 +10,7 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.log import NullLog
 from vitrea.engine.options import ClusterOptions
 from vitrea.engine.particles import OpticsGroup, read_particles
-from vitrea.engine.posed import Poser, block_size, make_posed_geometry, read_posed, require_poses, rows_of
+from vitrea.engine.posed import Poser, make_posed_geometry, read_posed, require_poses
 from vitrea.engine.poses import apply_pose, place
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.stacks import StackReader
@@ -215,20 +215,11 @@ def test_images_set_aside_leave_no_trace(stacks, tmp_path, comm):
     _, _, shard = posed(place_ / "bad.star", comm, output=place_ / "run")
     assert shard.embedded.n_total == 238
     gathered = np.concatenate(comm.allgather(shard.kept))
-    np.testing.assert_array_equal(gathered, np.delete(np.arange(240), [3, 100]))
+    np.testing.assert_array_equal(np.sort(gathered), np.delete(np.arange(240), [3, 100]))
     local = np.isin(whole.rows, shard.kept)
     scale = shard.embedded.transformed / whole.embedded.transformed[local]
     np.testing.assert_allclose(np.median(scale), 1.0, atol=0.02)   # the noise is measured on two particles fewer
     assert shard.embedded.starts[-1] == len(shard.kept)
-
-
-def test_blocks_do_not_depend_on_ranks():
-    for n in (1, 63, 240, 5000, 123_456):
-        for size in (1, 2, 4, 7):
-            shares = [rows_of(n, rank, size) for rank in range(size)]
-            assert [share.start for share in shares] == [0, *(share.stop for share in shares[:-1])]
-            assert shares[-1].stop == n
-            assert all(share.start % block_size(n) == 0 or share.start == n for share in shares)
 
 
 def test_a_table_without_alignments_is_refused(stacks):

@@ -19,7 +19,7 @@ from vitrea.engine.log import read_records
 from vitrea.engine.options import Classify2dOptions
 from vitrea.engine.particles import read_particles
 from vitrea.engine.shards import LARGEST_BLOCK, make_blocks
-from vitrea.engine.storage import InMemory, InScratch, Kept, record_type
+from vitrea.engine.storage import InMemory, InScratch, Kept, ScratchRows, record_type
 from vitrea.jobs import cli
 from vitrea.kernels.packed import PackedTable
 from vitrea.kernels.polar import PolarGrid
@@ -302,7 +302,7 @@ def test_the_streaming_benchmark_compares_the_results_and_tells_memory_disk_and_
     told = streaming.told(records)
     assert "same run_data.star" in told
     assert told.count("\n| 150") == 2
-    monkeypatch.setattr(streaming, "observe", lambda folder, name, keys: different(folder / name))
+    monkeypatch.setattr(streaming, "observe", lambda folder, name, keys, **_: different(folder / name))
     with pytest.raises(SystemExit, match="differs between particles in memory"):
         list(streaming._both(tmp_path, "stack_n150", 150))
 
@@ -312,3 +312,18 @@ def different(folder):
     records = read_records(folder / "record.jsonl")
     (folder / "run_data.star").write_text(folder.name)
     return SimpleNamespace(memory=1, cpu_seconds=1.0), [{"cpu_iterating": 1.0}], records
+
+
+def test_rows_in_scratch_are_those_of_an_array(tmp_path):
+    """Slices, scattered rows, rows times a factor, and fewer rows than there were; numbers, not views."""
+    array = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+    rows = ScratchRows(50, 7, tmp_path)
+    rows[:30], rows[np.arange(30, 50)] = array[:30], array[30:]
+    for chosen in (slice(3, 41), slice(48, 99), np.array([4, 5, 6, 30, 2]), np.zeros(0, dtype=np.int64)):
+        np.testing.assert_array_equal(rows[chosen], array[chosen])
+    rows[10:20] *= 3.0
+    array[10:20] *= 3.0
+    np.testing.assert_array_equal(rows[:], array)
+    fewer = rows.first(20)
+    assert len(fewer) == 20
+    np.testing.assert_array_equal(fewer[15:], array[15:20])

@@ -1,11 +1,15 @@
 """Training: reproducible, blind to ranks, and learning; labels and losses mean what they say."""
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from vitrea.engine.errors import JobError
+from vitrea.picker.calibration import Calibration
 from vitrea.picker.labels import Augmentation, LabelledMicrograph, Sampler
 from vitrea.picker.micrographs import Micrograph, Preparation
-from vitrea.picker.modelfile import Model, read_model, write_model
+from vitrea.picker.modelfile import Model, _digest, read_model, write_model
 from vitrea.picker.network import PRESETS, Layer, Network, initial_statistics
 from vitrea.picker.pick import Picker
 from vitrea.picker.training import DEFAULT, PUBLISHED, Recipe, cross_entropy, squared_error, start, train
@@ -175,7 +179,8 @@ def test_recipes_are_what_they_say():
 
 def test_a_model_survives_its_file_and_a_damaged_one_is_refused(tmp_path):
     state = start(PRESETS["vitrea"], 1)
-    picker = Picker(PRESETS["vitrea"], state.parameters, state.statistics, Preparation(5.0, 40), distance=100.0)
+    picker = Picker(PRESETS["vitrea"], state.parameters, state.statistics, Preparation(5.0, 40), distance=100.0,
+                    calibration=Calibration(1.5, -0.25, "here"))
     model = Model(picker, 150.0, 0.4, {"seed": 1, "loss": [0.5, 0.25]})
     for name in ("a.npz", "b.npz"):
         write_model(tmp_path / name, model)
@@ -184,6 +189,7 @@ def test_a_model_survives_its_file_and_a_damaged_one_is_refused(tmp_path):
     assert found.picker.network == PRESETS["vitrea"]
     assert (found.picker.preparation, found.picker.distance) == (Preparation(5.0, 40), 100.0)
     assert (found.diameter, found.threshold, found.record) == (150.0, 0.4, model.record)
+    assert found.picker.calibration == picker.calibration
     for kind in ("parameters", "statistics"):
         for name, values in getattr(picker, kind).items():
             np.testing.assert_array_equal(getattr(found.picker, kind)[name], values)
@@ -203,3 +209,27 @@ def test_a_model_survives_its_file_and_a_damaged_one_is_refused(tmp_path):
     np.savez(tmp_path / "object.npz", header=np.array([{}], dtype=object), digest=np.zeros(1))
     with pytest.raises(JobError, match="not a model file"):
         read_model(tmp_path / "object.npz")
+
+
+def test_a_model_of_the_first_format_has_scores_without_calibration(tmp_path):
+    state = start(TINY, 1)
+    picker = Picker(TINY, state.parameters, state.statistics, Preparation(5.0, 40), 100.0)
+    write_model(tmp_path / "new.npz", Model(picker, 150.0, 0.4, {}))
+    with np.load(tmp_path / "new.npz") as file:
+        arrays = {name: file[name] for name in file.files if name != "digest"}
+    header = json.loads(arrays["header"].tobytes())
+    del header["calibration"]
+    arrays["header"] = np.frombuffer(json.dumps(header | {"format": 1}).encode(), dtype=np.uint8)
+    np.savez(tmp_path / "old.npz", digest=_digest(arrays), **arrays)
+    assert read_model(tmp_path / "old.npz").picker.calibration is None
+
+
+def test_calibration_changes_scores_and_neither_places_nor_order(trained):
+    image, _ = discs(11)
+    plain = Picker(TINY, trained.parameters, trained.statistics, Preparation(1.0, 40), distance=8.0)
+    calibrated = replace(plain, calibration=Calibration(2.0, -1.0))
+    one, other = (each.pick(Micrograph("m", image, 1.0)) for each in (plain, calibrated))
+    np.testing.assert_array_equal(one.x, other.x)
+    np.testing.assert_allclose(np.log(other.score / (1 - other.score)), 2 * np.log(one.score / (1 - one.score)) - 1,
+                               rtol=1e-4, atol=1e-4)
+    assert (np.diff(other.score) <= 0).all()

@@ -2,6 +2,7 @@
 #PBS -N $name
 #PBS -J $array
 #PBS -l select=$ranks:ncpus=$threads:mpiprocs=1:ompthreads=1
+#PBS -l place=free:exclhost
 #PBS -l walltime=$time
 #PBS -j oe
 #PBS -o $output/
@@ -9,4 +10,4 @@ $directives
 $setup
 set -e
 cd $folder
-vitrea bench $study $option
+$vitrea bench $study $option

@@ -10,4 +10,4 @@ $directives
 $setup
 set -e
 cd $folder
-vitrea bench $study $option
+$vitrea bench $study $option
