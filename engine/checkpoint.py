@@ -99,8 +99,9 @@ def write_checkpoint(path, arrays, attributes, space=None):
             for name, array in arrays.items():
                 _write_array(file, name, array, space)
         handle.flush()
+        seal = _seal(handle)
         handle.seek(0)
-        handle.write(_seal(handle))
+        handle.write(seal)
 
 
 def _write_array(file, name, array, space):

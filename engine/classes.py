@@ -66,7 +66,7 @@ def _drawn(run, count):
     bad = run.comm.gather([int(shard.rows[local]) for local in shard.reasons], root=0)
     if run.comm.rank == 0:
         rows = np.arange(len(run.table), dtype=np.int32)   # all particles at once: four bytes each, for a moment
-        rows = np.delete(rows, sum(bad, [])) if any(bad) else rows
+        rows = np.delete(rows, [row for each in bad for row in each])
         np.random.Generator(np.random.Philox(np.random.SeedSequence([run.options.seed, 0]))).shuffle(rows)
         drawn = rows[:count].astype(np.int64)
     return run.comm.bcast(drawn, root=0)

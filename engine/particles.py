@@ -284,7 +284,8 @@ def _optics_by_group(rows, columns, has_ctf):
     microscope = _microscope(table, has_ctf)
     pixel_size, box_size = _pixel_size(table), _image_size(table)
     optics = tuple(
-        OpticsGroup(int(numbers[g]), str(names[g]), *(float(values[g]) for values in microscope), float(pixel_size[g]), int(box_size[g]))
+        OpticsGroup(int(numbers[g]), str(names[g]), *(float(values[g]) for values in microscope),
+                    float(pixel_size[g]), int(box_size[g]))
         for g in range(n))
     further = {label: column[:] for label, column in columns.items()}
     return _Groups(optics, further, _group_of_rows(rows, numbers), table)

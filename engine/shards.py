@@ -93,9 +93,10 @@ def share_of(n_items, rank, size):
 class Shard:
     """The particles of a rank, in the order of its blocks.
 
-    space: where its arrays are made (engine/storage.py); rows int64[n]: row of the table; storage: what is kept of the images; usable bool[n]: False for images set aside,
-    whose numbers are zero; background float32[n, 2]: mean and deviation; power_sum float64[blocks, R]: Σ of ring means
-    of |X|²; largest_unit float32[R]: of the packed coefficients; reasons: local index → why.
+    space: where its arrays are made (engine/storage.py); rows int64[n]: row of the table; storage: what is kept of the
+    images; usable bool[n]: False for images set aside, whose numbers are zero; background float32[n, 2]: mean and
+    deviation; power_sum float64[blocks, R]: Σ of ring means of |X|²; largest_unit float32[R]: of the packed
+    coefficients; reasons: local index → why.
     """
 
     blocks: list

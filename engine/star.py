@@ -91,7 +91,8 @@ def write_star(path, blocks, comment=None):
     """Write {block: {label: values}} as RELION does, whole or not at all.
 
     Columns (text, integer, float or bool arrays of one length) make a `loop_`; a block of scalars makes
-    `_label value` lines. A long table may be an iterator of such columns instead, ROWS_WRITTEN rows at a time. Floats get six digits, text is quoted where it holds white space or would read as syntax.
+    `_label value` lines. A long table may be an iterator of such columns instead, ROWS_WRITTEN rows at a time. Floats
+    get six digits, text is quoted where it holds white space or would read as syntax.
     Raises ValueError for columns of unequal length or text over several lines, JobError if the disk refuses.
     """
     with written_beside(path) as beside, open(beside, "w", encoding="utf-8") as handle:
