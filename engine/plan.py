@@ -19,7 +19,7 @@ from vitrea.engine.geometry import make_geometry
 from vitrea.engine.levels import coarse_ring_limit, level_shape
 from vitrea.engine.scoring import PRODUCT_SIZE, TILE_SCORES
 from vitrea.engine.shards import BATCH, LARGEST_BLOCK
-from vitrea.engine.storage import record_type
+from vitrea.engine.storage import PIECE, record_type
 
 PROGRAM_BYTES = 235e6      # the interpreter, numba and the libraries, as measured
 RINGS_PLANNED = 0.7        # of all rings
@@ -31,7 +31,7 @@ CLASSES_ACTIVE = 0.5       # of all classes
 BYTES_A_PARTICLE = 220     # poses (twice) and where it is kept, on the rank that works on a particle
 BYTES_A_ROW = 680          # of all particles: CTF parameters, on rank 0 also the words of the STAR file and the results
 BYTES_PASSING = 8          # of all particles, held for a moment although the rest is in scratch: dealing, first classes
-BYTES_OF_PIECES = 30e6     # what a piece of a table takes while it is gone through
+BYTES_IN_A_PIECE = 450     # of the particles of a piece of the table, while it is gone through
 STAR_BYTES_A_ROW = 500
 
 
@@ -166,7 +166,8 @@ def _memory(options, geometry, table, share, storage, case):
     grid, n_classes = geometry.grid, options.n_classes
     block = min(LARGEST_BLOCK, len(table))
     kept = share if storage == "memory" else min(share, (options.threads + BLOCKS_AHEAD) * block)
-    particles = kept * record_type(geometry).itemsize + BYTES_OF_PIECES + len(table) * BYTES_PASSING
+    particles = kept * record_type(geometry).itemsize + len(table) * BYTES_PASSING
+    particles += min(PIECE, len(table)) * BYTES_IN_A_PIECE
     if storage == "memory":
         particles += share * BYTES_A_PARTICLE
     if options.storage != "scratch":
