@@ -15,6 +15,13 @@ SUMMARY = {
     "accumulate": "weighted images into the sums of the M step",
     "marginal": "the coarse pass",
 }
+MANIFOLD_TABLES = {   # and the signal-to-noise ratios of each
+    "hinge": ("ten positions of a hinge beside four other methods, at low signal", [0.02, 0.01]),
+    "unrelated": ("unrelated and rotated views beside maximum likelihood", [0.1, 0.03, 0.01, 0.005]),
+    "junk": ("what is set aside, where there is junk and where there is none", [0.05]),
+    "order": ("the latent coordinate of a continuous motion", [0.1, 0.05, 0.02]),
+    "sizes": ("the number of classes that held-out particles choose", [0.05, 0.02]),
+}
 DEFAULT_RECORDS = Path("bench.jsonl")
 YAML = (".yaml", ".yml")
 EPILOG = """\
@@ -29,6 +36,7 @@ examples:
   vitrea bench startup
   mpiexec -n 8 vitrea bench network
   vitrea bench hinge --snr 0.02 0.01 --seeds 0 1 2 --json
+  vitrea bench junk --snr 0.05
   vitrea bench manifold
   vitrea bench streaming --sizes 20000 80000
   vitrea bench compare before.jsonl after.jsonl
@@ -59,7 +67,8 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
     _add_network(_add(commands, parser, "network", "Allreduces between the ranks it is started on", _network))
     _add_scaling(_add(commands, parser, "scaling", "a scaling study: vitrea bench STUDY.yaml", _scaling))
     _add_peers(_add(commands, parser, "peers", "RELION beside us, on the same stack", _peers))
-    _add_hinge(_add(commands, parser, "hinge", "manifold learning beside four methods, at low signal", _hinge))
+    for name, (summary, snrs) in MANIFOLD_TABLES.items():
+        _add_table(_add(commands, parser, name, f"manifold learning: {summary}", _table), name, snrs)
     _add_manifold(_add(commands, parser, "manifold", "manifold learning: E step, and solve of the M step", _manifold))
     _add_streaming(_add(commands, parser, "streaming", "particles in scratch: memory, disk and time", _streaming))
     _add_compare(_add(commands, parser, "compare", "what changed between two files of records", _compare))
@@ -116,7 +125,7 @@ def _add_scan(parser):
 
 def _add_picker(parser):
     add = parser.add_argument
-    add("--set", required=True, choices=("klh", "apoferritin", "betagal"), help="real micrographs of VITREA_DATA")
+    add("--set", required=True, choices=("klh", "apoferritin", "betagal", "quality"), help="real images of VITREA_DATA")
     add("--network", default="vitrea", metavar="PRESET", help="network and its recipe (default vitrea)")
     add("--seed", type=int, default=0, metavar="S", help="start of every random draw (default 0)")
     add("--steps", type=whole, metavar="N", help="steps of training (default: the recipe's)")
@@ -190,10 +199,11 @@ def _add_peers(parser):
     _add_output(parser)
 
 
-def _add_hinge(parser):
+def _add_table(parser, name, snrs):
+    parser.set_defaults(table=name)
     add = parser.add_argument
-    add("--snr", type=float, nargs="+", default=[0.02, 0.01], metavar="S",
-        help="signal variance over noise variance (default 0.02 0.01)")
+    add("--snr", type=float, nargs="+", default=snrs, metavar="S",
+        help=f"signal variance over noise variance (default {' '.join(map(str, snrs))})")
     add("--seeds", type=natural, nargs="+", default=[0, 1, 2], metavar="I",
         help="of specimen and noise (default 0 1 2)")
     _add_output(parser)
@@ -327,8 +337,11 @@ def _peers(arguments):
     return command(arguments)
 
 
-def _hinge(arguments):
-    from vitrea.benchmarks.hinge import command
+def _table(arguments):
+    if arguments.table in ("hinge", "unrelated"):
+        from vitrea.benchmarks.hinge import command
+    else:
+        from vitrea.benchmarks.judgements import command
 
     return command(arguments)
 

@@ -1,7 +1,9 @@
 """`vitrea bench picker`: the jobs pick-train and pick on real micrographs, and their picks against hand-made centres.
 
 The sets come from prepare.py of VITREA_DATA, into a temporary folder. Training and test never share a micrograph. The
-threshold is the best of the micrographs that were trained on; nothing is chosen by those that are tested.
+threshold is the best of the micrographs that were trained on; nothing is chosen by those that are tested. The set
+`quality` is of images without particles: each specimen's model picks them, at its own threshold and pixel size, and
+every pick is false.
 """
 import csv
 import importlib.util
@@ -14,7 +16,9 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 
+import mrcfile
 import numpy as np
+from PIL import Image
 
 from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import surroundings
@@ -24,9 +28,11 @@ from vitrea.engine.star import write_star
 from vitrea.picker import pick_job, pick_train
 from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.evaluate import Counts, count
+from vitrea.picker.modelfile import read_model
 from vitrea.picker.options import PickOptions, PickTrainOptions
 from vitrea.picker.results import coordinates_path
 
+QUALITY, EMPTY = "quality", "[35]*/*.png"   # classes 3 and 5: no ice, and ice without particles
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -54,6 +60,8 @@ def measure(name, how, progress=SILENCE):
 
     how: (network, seed, steps of training or None).
     """
+    if name == QUALITY:
+        return measure_empty(how, progress)
     specimen, comm = SETS[name], world()
     progress.step(f"{name}: micrographs prepared")
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
@@ -64,7 +72,9 @@ def measure(name, how, progress=SILENCE):
         progress.step(f"{name}: trained on some micrographs, tested on others: splits", len(splits))
         found = []
         for i, split in enumerate(splits):
-            found.append(_split(folder, i, split, specimen, how, comm))
+            found.append(score_split(folder, split, specimen, how, comm))
+            for part in ("training", "picked"):
+                (folder / part).rename(folder / f"{part}{i}")
             progress.done()
     means = {key: statistics.fmean(split[key] for split in found) for key in ("f1", "precision", "recall")}
     return {"benchmark": "picker", "name": name, **dict(zip(("network", "seed", "steps"), how)), **asdict(specimen),
@@ -72,11 +82,53 @@ def measure(name, how, progress=SILENCE):
             "pick_cpu_seconds": statistics.fmean(split["pick_cpu_seconds"] for split in found), **surroundings()}
 
 
-def prepare(name, out):
-    """Run prepare.py of the data folder for one set; JobError if the data are not there."""
+def measure_empty(how, progress=SILENCE):
+    """The record of the images without particles: picks on each by the model of each specimen, and the most of all."""
+    images = sorted((_data() / QUALITY).glob(EMPTY))
+    if not images:
+        raise JobError(f"{_data() / QUALITY}: found no images of classes 3 and 5; expected the quality set; set "
+                       "VITREA_DATA to its folder")
+    progress.step("quality: a model of each specimen picks images without particles: specimens", len(SETS))
+    picks = {}
+    for name in SETS:
+        picks[name] = _picks_on(images, name, how)
+        progress.done()
+    every = [n for of_name in picks.values() for n in of_name]
+    return {"benchmark": "picker", "name": QUALITY, **dict(zip(("network", "seed", "steps"), how)),
+            "images": [str(path.relative_to(_data())) for path in images], "picks": picks, "most": max(every),
+            "mean": statistics.fmean(every), **surroundings()}
+
+
+def _picks_on(images, name, how):
+    """How many picks the model of a specimen, trained as in its first split, finds on each image."""
+    with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
+        prepare(name, Path(temporary))
+        folder, comm = Path(temporary) / name, world()
+        stems = sorted(path.stem for path in (folder / "coordinates").glob("*.star"))
+        _train(folder, _splits(stems, SETS[name].trained_on)[0][0], SETS[name], how, comm)
+        model = read_model(folder / "training" / "model.npz")
+        for i, path in enumerate(images):
+            # Of these images nobody knows the pixel size: they are taken for micrographs of the network's own.
+            with Image.open(path) as image, mrcfile.new(folder / f"empty{i}.mrc",
+                                                        data=np.asarray(image.convert("L"), np.float32)) as mrc:
+                mrc.voxel_size = model.picker.preparation.pixel_size
+        _run(pick_job.run, PickOptions(input=folder / "empty*.mrc", output=folder / "empty", pictures=0,
+                                       model=folder / "training" / "model.npz"), comm)
+        return [len(read_coordinates(coordinates_path(folder / "empty", str(folder / f"empty{i}.mrc"))))
+                for i in range(len(images))]
+
+
+def _data():
+    """The folder of the real data; JobError if it is not there."""
     data = Path(os.environ.get("VITREA_DATA") or REPOSITORY.parent / "shared" / "data")
     if not (data / "prepare.py").exists():
         raise JobError(f"{data}: found no prepare.py; expected the real micrographs; set VITREA_DATA to their folder")
+    return data
+
+
+def prepare(name, out):
+    """Run prepare.py of the data folder for one set; JobError if the data are not there."""
+    data = _data()
     spec = importlib.util.spec_from_file_location("prepare", data / "prepare.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -91,25 +143,34 @@ def _splits(stems, trained_on):
     return [([other for other in stems if other != stem], [stem]) for stem in stems]
 
 
-def _split(folder, number, split, specimen, how, comm):
-    """Train, pick and score one split."""
-    network, seed, steps = how
-    lists = []
-    for part, stems in zip(("train", "test"), split):
-        lists.append(folder / f"{part}{number}.star")
-        write_star(lists[-1], {"micrographs": {"rlnMicrographName": [str(folder / "micrographs" / f"{stem}.mrc")
-                                                                     for stem in stems]}})
-    training, picked = (folder / f"{part}{number}" for part in ("training", "picked"))
-    train_seconds = _run(pick_train.run, PickTrainOptions(
-        input=lists[0], output=training, coordinates=folder / "coordinates", ignore=folder / "ignore", holdout=0,
-        diameter=specimen.diameter, network=network, min_distance=specimen.min_distance, steps=steps, f_beta=1.0,
-        match_radius=specimen.radius * _pixel_size(folder) / specimen.diameter, edge_margin=specimen.margin, seed=seed),
-        comm)
+def score_split(folder, split, specimen, how, comm, expected_particles=None):
+    """Train on split[0] of a set in `folder`, pick and score split[1]: F1, precision, recall, Counts, CPU seconds."""
+    train_seconds = _train(folder, split[0], specimen, how, comm, expected_particles)
+    picked = folder / "picked"
     pick_seconds = _run(pick_job.run, PickOptions(
-        input=lists[1], output=picked, model=training / "model.npz", edge_margin=specimen.margin), comm)
+        input=_listed(folder, "test", split[1]), output=picked, edge_margin=specimen.margin, pictures=0,
+        model=folder / "training" / "model.npz"), comm)
     counts = sum((_score(folder, picked, stem, specimen.radius) for stem in split[1]), start=Counts(0, 0, 0))
     return {"tested": split[1], "f1": counts.f(), "precision": counts.precision, "recall": counts.recall,
             **asdict(counts), "train_cpu_seconds": train_seconds, "pick_cpu_seconds": pick_seconds / len(split[1])}
+
+
+def _train(folder, stems, specimen, how, comm, expected_particles=None):
+    """Train on some micrographs of a set into training/; seconds of CPU."""
+    network, seed, steps = how
+    return _run(pick_train.run, PickTrainOptions(
+        input=_listed(folder, "train", stems), output=folder / "training", coordinates=folder / "coordinates",
+        ignore=folder / "ignore", holdout=0, diameter=specimen.diameter, network=network, steps=steps, f_beta=1.0,
+        min_distance=specimen.min_distance, edge_margin=specimen.margin, expected_particles=expected_particles,
+        match_radius=specimen.radius * _pixel_size(folder) / specimen.diameter, seed=seed), comm)
+
+
+def _listed(folder, name, stems):
+    """A STAR file that lists some micrographs of a set."""
+    path = folder / f"{name}.star"
+    write_star(path, {"micrographs": {"rlnMicrographName": [str(folder / "micrographs" / f"{stem}.mrc")
+                                                            for stem in stems]}})
+    return path
 
 
 def _run(job, options, comm):
@@ -141,6 +202,8 @@ def _score(folder, picked, stem, radius):
 
 def told(record):
     """The record for people."""
+    if record["name"] == QUALITY:
+        return _told_empty(record)
     lines = [f"picker     {record['name']}   {record['network']}   seed {record['seed']}",
              f"  F1       {record['f1']:.3f}   precision {record['precision']:.3f}   recall {record['recall']:.3f}   "
              f"within {record['radius']:g} px, mean of {len(record['splits'])} splits",
@@ -149,3 +212,12 @@ def told(record):
     if len(record["splits"]) > 1:
         lines.insert(2, "  splits   " + "   ".join(f"{split['f1']:.3f}" for split in record["splits"]))
     return "\n".join(lines)
+
+
+def _told_empty(record):
+    names = [Path(image).parent.name[:24] for image in record["images"]]
+    return "\n".join([
+        f"picker     images without particles   {record['network']}   seed {record['seed']}",
+        *(f"  {name:<12} picks " + "   ".join(f"{n} ({words})" for n, words in zip(picks, names))
+          for name, picks in record["picks"].items()),
+        f"  most {record['most']}   mean {record['mean']:.2f} an image"])

@@ -23,7 +23,7 @@ from vitrea.benchmarks.launching import observe
 from vitrea.benchmarks.measure import iterations_done, iterations_of, table, vitrea
 from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import keep, surroundings
-from vitrea.benchmarks.whole import DIAMETER
+from vitrea.benchmarks.whole import DIAMETER, warm_up
 
 BOX, PIXEL_SIZE, SNR, VIEWS, STACK_SIZE = 64, 4.0, 0.1, 50, 5000
 JOB = {"n_classes": 5, "algorithm": "full", "max_iterations": 2, "particle_diameter": DIAMETER * BOX * PIXEL_SIZE}
@@ -37,6 +37,7 @@ WAYS = {"from scratch, in the kernel's cache": "warm", "from scratch, on the dis
 
 def measure(folder, sizes, progress=SILENCE):
     """One record by size and storage, and one of the three ways to a mini-batch, of the largest stack."""
+    warm_up(progress)
     records = [record for n in sizes for record in _both(folder, _simulated(folder, n, progress), n, progress)]
     progress.step("ways to a mini-batch")
     fetched = {"benchmark": "streaming", "name": "fetch", "particles": max(sizes),

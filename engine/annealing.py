@@ -8,6 +8,9 @@ learnt weight would feed the class that splits off first. The prior of the class
 narrower than the signal that the principal components show: nodes that are still alike would find one as narrow as
 their mean is weak, and where many unrelated classes leave their mean no power, none could appear. Components for junk
 come in at the end: "any signal on top of the nearest class" would take everything while there are no classes.
+
+The nodes of a chain had to find their order while they were still alike, and seldom did. So its best classes are put in
+order, neighbours alike, and cooled once more from a little above the temperature at which they were best.
 """
 from dataclasses import dataclass, fields, replace
 
@@ -20,8 +23,10 @@ from vitrea.engine.manifold import (
     manifold_arrays,
     manifold_from_arrays,
 )
+from vitrea.engine.starts import in_order
 
 BELOW_CRITICAL = 0.95
+REHEATED = 1.5            # times the best temperature: classes in order may still exchange places with neighbours
 WORSE = 2                 # temperatures without a better judgement after which cooling ends
 FORGETTING = 0.6          # mini-batch t of a temperature weighs (t + 2)^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 
@@ -46,8 +51,8 @@ class State:
     """All that an iteration depends on. stage: "cool", "settle" or "done"; iteration of all; in_stage: at this
     temperature or in settling; last: tempered log-likelihood of the iteration before; previous: the temperature
     before this one, 0 for none, and judgement its judgement; best: classes judged best so far, best_held_out their
-    judgement, worse: how many temperatures came after them since judgements have risen at all; critical: T_c;
-    running: averaged sums of online EM, or None."""
+    judgement, worse: how many temperatures came after them since judgements have risen at all; ordered: whether the
+    classes were put in order; critical: T_c; running: averaged sums of online EM, or None."""
 
     manifold: Manifold
     critical: float = np.nan
@@ -59,6 +64,7 @@ class State:
     best: Manifold = None
     best_held_out: float = -np.inf
     worse: int = 0
+    ordered: bool = False
     risen: bool = False
     judgement: float = np.inf
     running: Totals = None
@@ -72,6 +78,11 @@ def begin(manifold, critical, coldest=1.0):
 def begin_at(manifold, temperature):
     """The first State at a given temperature, to be cooled from there."""
     return State(replace(manifold, temperature=float(temperature)))
+
+
+def begin_reheated(manifold, temperature):
+    """The first State of classes in order that were best at `temperature`."""
+    return replace(begin_at(manifold, REHEATED * temperature), ordered=True)
 
 
 def begin_settled(manifold, temperature=1.0):
@@ -107,12 +118,19 @@ class Annealing:
         if judging:
             state = self._judged(state, report.held_out)
             if state.worse >= WORSE or state.previous <= self.schedule.coldest:
-                best = replace(state.best, least_signal2=np.zeros(1))   # the classes are there
-                return State(best, state.critical, "settle", iteration, best_held_out=state.best_held_out), report
+                return replace(self._cooled(state), critical=state.critical, iteration=iteration), report
         settled = not self.schedule.batch and abs(report.tempered - state.last) < self.schedule.tolerance
         state = replace(state, manifold=manifold, iteration=iteration, in_stage=state.in_stage + 1,
                         last=report.tempered, running=batch.running)
         return (self._cooler(state) if settled or state.in_stage >= self.schedule.sweeps else state), report
+
+    def _cooled(self, state):
+        """The State after the end of cooling: once more in order, or settling."""
+        best, lattice = replace(state.best, least_signal2=np.zeros(1)), state.best.lattice   # the classes are there
+        if not state.ordered and lattice.dimension == 1 and lattice.n_bias and not lattice.periodic:
+            ordered = in_order(lattice, self._cooling.particles.layout, best, comm=self._cooling.comm)
+            return begin_reheated(ordered, best.temperature)
+        return State(best, stage="settle", best_held_out=state.best_held_out, ordered=state.ordered)
 
     def _judged(self, state, held_out):
         """Take note of how the classes of the temperature before do on the particles held out, if there are any."""
@@ -206,4 +224,4 @@ def _text(value):
 
 
 _NUMBERS = {"stage": _text, "iteration": int, "in_stage": int, "last": float, "previous": float,
-            "best_held_out": float, "worse": int, "risen": bool, "judgement": float, "critical": float}
+            "best_held_out": float, "worse": int, "ordered": bool, "risen": bool, "judgement": float, "critical": float}

@@ -7,7 +7,7 @@ each class's own particles, weighted by their responsibilities: with b = c∘t a
 
 in two half-sets, whose Fourier ring correlation says what repeats.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,9 +22,10 @@ LEAST_WEIGHT = 1e-6   # of Σ w c², relative to the largest: below it a compone
 
 def assignment_type(dimension):
     """dtype of what is known of a particle: row of the table, class (0-based; K for an outlier), its probability, that
-    of being an outlier, latent coordinates (nodes count from 1), entropy of the class posterior [nats], log p."""
+    of being an outlier, latent coordinates (nodes count from 1), entropy of the class posterior [nats], log p, and its
+    pose, a number of the window if there is one."""
     return np.dtype([("row", "i8"), ("class_number", "i4"), ("probability", "f8"), ("outlier", "f8"),
-                     ("latent", "f8", (dimension,)), ("entropy", "f8"), ("log_likelihood", "f8")])
+                     ("latent", "f8", (dimension,)), ("entropy", "f8"), ("log_likelihood", "f8"), ("pose", "i4")])
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class Averages:
     tau2: np.ndarray
 
 
-def assign(particles, manifold, rows, *, outliers=False, comm):
+def assign(particles, manifold, rows, *, outliers=False, window=None, comm):
     """(assignments of this rank's particles, ClassSums of all ranks). Collective.
 
-    rows int64[n]: rows of the table of the particles; outliers: whether there is a class for them. Held-out particles
-    are assigned, and averaged, like all others.
+    rows int64[n]: rows of the table of the particles; outliers: whether there is a class for them; window: PoseWindow
+    or None, particles are averaged at the likeliest of its poses. Held-out particles are assigned, and averaged, like
+    all others.
     """
     n_classes = manifold.n_nodes + bool(outliers)
     known = np.zeros(len(particles), dtype=assignment_type(manifold.lattice.dimension))
@@ -59,7 +61,10 @@ def assign(particles, manifold, rows, *, outliers=False, comm):
     layout = particles.layout
     sums = ClassSums(np.zeros((HALVES, n_classes, len(layout.group))), np.zeros((HALVES, n_classes, len(layout.shell))))
     quanta = make_quanta(particles, comm=comm)
-    expectation = Expectation(particles, manifold)
+    if window is not None:   # of a particle turned back, a component is at most the length of the particle
+        length = np.exp2(np.ceil(0.5 * np.log2(len(layout.group))))
+        quanta = replace(quanta, data=np.full_like(quanta.data, length * quanta.data.max()))
+    expectation = Expectation(particles, manifold, window)
     for block in particles.blocks:
         if block.stop > block.start:
             part, told = known[block], manifold_assign(expectation, block)
@@ -68,7 +73,11 @@ def assign(particles, manifold, rows, *, outliers=False, comm):
             junk = told.class_number < 0
             part["class_number"] = np.where(junk, manifold.n_nodes, told.class_number)
             part["probability"] = np.where(junk, told.outlier, told.probability)
-            _add_members(sums, quanta, particles, block, part)
+            transformed = particles.transformed[block]
+            if window is not None:
+                part["pose"] = told.pose
+                transformed = window.brought_back(transformed, told.pose)
+            _add_members(sums, quanta, (transformed, particles.ctf2[block]), part)
     return known, _over_ranks(sums, comm)
 
 
@@ -81,7 +90,7 @@ def given(particles, class_numbers, rows, n_classes, *, comm):
     quanta = make_quanta(particles, comm=comm)
     for block in particles.blocks:
         if block.stop > block.start:
-            _add_members(sums, quanta, particles, block, known[block])
+            _add_members(sums, quanta, (particles.transformed[block], particles.ctf2[block]), known[block])
     return _over_ranks(sums, comm)
 
 
@@ -95,17 +104,16 @@ def gathered(known, *, comm):
     return everything if everything is None else everything[np.argsort(everything["row"])]
 
 
-def _add_members(sums, quanta, particles, block, part):
-    """Add a block's particles to the sums of their classes, each term a multiple of its quantum."""
+def _add_members(sums, quanta, vectors, part):
+    """Add a block's particles, `vectors` (b, c²), to the sums of their classes, each term a multiple of its quantum."""
     half = part["row"] % HALVES
     place = half * sums.data.shape[1] + part["class_number"]
     order = np.argsort(place, kind="stable")
     first = np.flatnonzero(np.diff(place[order], prepend=-1))
     weight = part["probability"][order, None]
     where = place[order][first]
-    for array, total, rounding in ((particles.transformed, sums.data, quanta.data),
-                                   (particles.ctf2, sums.ctf2, quanta.ctf2)):
-        terms = to_quanta(weight * array[block][order], rounding)
+    for array, total, rounding in zip(vectors, (sums.data, sums.ctf2), (quanta.data, quanta.ctf2)):
+        terms = to_quanta(weight * array[order], rounding)
         total.reshape(-1, total.shape[2])[where] += np.add.reduceat(terms, first, axis=0)
 
 

@@ -25,6 +25,7 @@ from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.manifold import Settings
 from vitrea.engine.plan import machine_room
 from vitrea.engine.posed import PosedGeometry, PosedShard, make_posed_geometry, read_posed
+from vitrea.engine.window import PoseWindow, make_window
 
 COMPONENTS = 8   # principal components looked at; a start uses as many as its grid has axes
 BATCH_OF_A_CLASS, SMALLEST_BATCH = 16, 16384   # particles of a mini-batch; a few of them are averaged
@@ -33,12 +34,14 @@ BATCHES_PAY = 3                                # in so many particles
 
 @dataclass
 class Run:
-    """What does not change during a run; memory: its peak on rank 0 so far [bytes]."""
+    """What does not change during a run; window: poses looked at about the given ones; memory: its peak on rank 0 so
+    far [bytes]."""
 
     options: object
     table: object
     geometry: PosedGeometry
     shard: PosedShard
+    window: PoseWindow | None
     log: object
     stop: StopRequest
     comm: object
@@ -68,7 +71,10 @@ def _prepare(options, stop, log, comm):
     planned = tell_start("cluster", options, table, plan_cluster, log, comm)
     geometry = make_posed_geometry(table, options)
     shard = read_posed(table, options, geometry, stop, log, comm=comm, scratch=scratch_folder(options, planned))
-    return None if shard is None else Run(options, table, geometry, shard, log, stop, comm)
+    if shard is None:
+        return None
+    window = make_window(geometry.plane, options.psi_error, options.offset_error)
+    return Run(options, table, geometry, shard, window, log, stop, comm)
 
 
 def open_log(options, comm):
@@ -163,7 +169,7 @@ def finished(options, state):
 
 def _iterate(run, state):
     """Iterate to the end, or until the run is asked to stop: the last State."""
-    settings = Settings(outliers=run.options.outliers, threads=run.options.threads)
+    settings = Settings(outliers=run.options.outliers, window=run.window, threads=run.options.threads)
     learner = annealing.Annealing(run.shard.embedded, state.manifold.lattice, settings,
                                   schedule(run.options, len(run.table)), comm=run.comm)
     while not finished(run.options, state):

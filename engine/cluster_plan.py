@@ -15,7 +15,9 @@ from vitrea.engine.plan import (
 )
 from vitrea.engine.posed import make_posed_geometry, require_poses
 from vitrea.engine.shards import make_blocks
+from vitrea.engine.window import window_size
 
+POSED_COPIES = 6    # of the class averages at every pose of a window
 MODEL_COPIES = 10   # of the class averages: nodes, the best so far, sums, half-sets, the message between ranks
 
 
@@ -63,7 +65,8 @@ def plan_deep2d(options, table, n_ranks, room=np.inf):
 def alignment(options, folder):
     """The Classify2dOptions of the first stage of a deep2d job, to run in `folder`."""
     names = (options_of(Classify2dOptions).keys() & options_of(type(options)).keys()) - {"output", "max_resolution"}
-    return Classify2dOptions(output=folder, **{name: getattr(options, name) for name in names})
+    return Classify2dOptions(output=folder, max_resolution=options.align_resolution,
+                             **{name: getattr(options, name) for name in names})
 
 
 def _planned(options, table, n_ranks, room):
@@ -93,6 +96,8 @@ def _memory(options, plane, table, share, storage):
     """Bytes of rank 0 at its peak: particles, class averages and their sums in some copies, work on a block."""
     size, n_classes = plane.n_components, options.n_classes
     particle = 4 * plane.n_groups + 8 * plane.radius + BYTES_A_PARTICLE + (4 * size if storage == "memory" else 0)
-    model = MODEL_COPIES * n_classes * (size + plane.n_groups) * 8
-    block = options.threads * _largest_block(table) * (n_classes * 4 + size * 24) + n_classes * size * 4
+    poses = window_size(getattr(options, "psi_error", 0.0), getattr(options, "offset_error", 0.0))
+    compared = n_classes * poses   # class averages, at every pose of a window
+    model = (MODEL_COPIES + POSED_COPIES * (poses > 1) * poses) * n_classes * (size + plane.n_groups) * 8
+    block = options.threads * _largest_block(table) * (compared * 8 + size * 24) + compared * size * 4
     return PROGRAM_BYTES + share * particle + len(table) * BYTES_A_ROW + model + block

@@ -12,6 +12,7 @@ from vitrea.engine.outputs import (
     write_model_star,
 )
 from vitrea.engine.pictures import draw_gallery
+from vitrea.engine.poses import wrap_degrees
 from vitrea.engine.stacks import write_stack
 
 FILES = ("run_data.star", "run_classes.mrcs", "run_model.star", "classes.png", "latent_map.png", "convergence.png")
@@ -21,7 +22,8 @@ UNIT = 2.0   # a component is √2 times the real or imaginary part of an orthon
 def write(run, manifold):
     """Write the results of a finished run. Collective; rank 0 writes."""
     embedded = run.shard.embedded
-    known, sums = averages.assign(embedded, manifold, run.shard.kept, outliers=run.options.outliers, comm=run.comm)
+    known, sums = averages.assign(embedded, manifold, run.shard.kept, outliers=run.options.outliers, window=run.window,
+                                  comm=run.comm)
     known = averages.gathered(known, comm=run.comm)
     if run.comm.rank != 0:
         return
@@ -32,8 +34,8 @@ def write(run, manifold):
     shells = averages.resolved_shells(found.ssnr)
     resolution = np.array([geometry.resolution_of(int(shell)) for shell in shells])
     write_stack(folder / "run_classes.mrcs", images, geometry.pixel_size)
-    write_data_star(folder / "run_data.star", run.table, known["row"], particle_results(run.table, known),
-                    latent_columns(known))
+    write_data_star(folder / "run_data.star", run.table, known["row"],
+                    particle_results(run.table, known, run.window, geometry.pixel_size), latent_columns(known))
     write_model_star(folder / "run_model.star", model_results(run, manifold, found, known, resolution))
     title = str(folder) + (f"   class {len(counts)}: outliers" if len(counts) > manifold.n_nodes else "")
     shown = np.where(np.isfinite(resolution), resolution, geometry.box_size * geometry.pixel_size)
@@ -49,12 +51,16 @@ def class_images(geometry, level, components):
     return plane.images(components * np.sqrt(level)[plane.shell][plane.group])
 
 
-def particle_results(table, known):
-    """The poses as they were given, the classes as they were found."""
+def particle_results(table, known, window=None, pixel_size=1.0):
+    """The poses as they were given, or the likeliest of a window [px of pixel_size], the classes as they were found."""
     rows = known["row"]
+    psi, origin = table.psi[rows], table.origin[rows]
+    if window is not None:
+        psi, origin = window.refined(psi, origin / pixel_size, known["pose"])
+        psi, origin = wrap_degrees(psi), origin * pixel_size
     norm = table.columns.get("rlnNormCorrection")
     return ParticleResults(
-        class_number=known["class_number"], psi=table.psi[rows], origin=table.origin[rows], pmax=known["probability"],
+        class_number=known["class_number"], psi=psi, origin=origin, pmax=known["probability"],
         n_significant=np.rint(np.exp(known["entropy"])).astype(np.int32), log_likelihood=known["log_likelihood"],
         norm=np.ones(len(rows)) if norm is None else norm[rows].astype(np.float64))
 

@@ -72,7 +72,7 @@ def _search(options, scratch, resume, log, comm):
         if shard is None:
             log.tell("stopped", reason=stop.reason)
             return "stopped"
-        begun = Run(options, table, geometry, shard, log, stop, comm)
+        begun = Run(options, table, geometry, shard, None, log, stop, comm)
         forest = _restore(begun) if resume else _planted(begun)
         try:
             while (k := forest.next()) is not None:

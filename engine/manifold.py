@@ -27,6 +27,7 @@ from vitrea.kernels.manifold import (
     signal_scores,
     solve_dense,
 )
+from vitrea.kernels.window import marginalise
 
 BLOCK = 1024            # particles of a block: large enough for matrix products, R of a block stays small
 LEAST_PRIOR = 1e-12     # of a class nobody belongs to: its logarithm stays finite
@@ -179,7 +180,8 @@ class Settings:
 
     learn_alpha: the prior precision α_s of the basis weights is found for each shell, by its evidence, and holds for
     the bias too, whose size keeps the prior from shrinking to nothing while the nodes are still alike; otherwise α
-    stays what it is and the bias is free (Bishop et al. 1998). learn_prior, learn_noise: whether class weights and β
+    stays what it is and the bias is free (Bishop et al. 1998). window PoseWindow (engine/window.py) or None: particles
+    are near their poses. learn_prior, learn_noise: whether class weights and β
     are updated; outliers: two components for junk, as soon as there are classes; subspace Components or None: class
     averages stay in it; threads of a rank.
     """
@@ -189,6 +191,7 @@ class Settings:
     learn_noise: bool = True
     outliers: bool = False
     subspace: object = None
+    window: object = None
     threads: int = 1
 
 
@@ -263,14 +266,19 @@ def make_quanta(particles, *, comm):
 
 
 class Expectation:
-    """E steps of one model over a rank's particles. `weights(block)`, a slice or rows, is R float[n, K (+ 2)]."""
+    """E steps of one model over a rank's particles. `weights(block)`, a slice or rows, is R float[n, K (+ 2)].
 
-    def __init__(self, particles, manifold):
+    With a window of poses, class averages are compared with particles at each of them (engine/window.py).
+    """
+
+    def __init__(self, particles, manifold, window=None):
         layout, dtype = particles.layout, particles.transformed.dtype
-        self.particles, self.manifold, self._layout = particles, manifold, layout
-        weighted = manifold.y * manifold.beta[layout.shell_of_component]
+        self.particles, self.manifold, self._layout, self._window = particles, manifold, layout, window
+        y = manifold.y if window is None else window.moved(manifold.y)
+        weighted = y * manifold.beta[layout.shell_of_component]
         self._weighted = weighted.astype(dtype)
-        self._power = group_power(weighted * manifold.y, layout.start).astype(dtype)
+        self._power = group_power(weighted * y, layout.start).astype(dtype)
+        self.n_compared = len(y)
 
     def weights(self, block, transformed=None):
         """(R float[n, K (+ 2)], log p at T, log p at T = 1: float64[n]) of the particles of a block.
@@ -278,11 +286,20 @@ class Expectation:
         transformed: what is kept of them under this name, if it has been read. The temperature divides a particle among
         the classes; whether it is junk is decided at T = 1.
         """
+        weights, _, tempered, plain = self.joint_weights(block, transformed)
+        return weights, tempered, plain
+
+    def joint_weights(self, block, transformed=None):
+        """As `weights`, with the probabilities of the poses of each class, float[n, K·J] or None, in second place."""
         particles, manifold = self.particles, self.manifold
         b, n_nodes = particles.transformed[block] if transformed is None else transformed, manifold.n_nodes
-        scores, tempered, plain = np.empty((len(b), n_nodes), dtype=b.dtype), np.empty(len(b)), np.empty(len(b))
+        tempered, plain, poses = np.empty(len(b)), np.empty(len(b)), None
+        scores = np.empty((len(b), self.n_compared), dtype=b.dtype)
         node_scores(b, particles.ctf2[block], self._weighted, self._power, scores)
         nearest = scores.argmax(axis=1)
+        if self._window is not None:
+            poses, scores = scores, np.empty((len(b), n_nodes), dtype=b.dtype)
+            marginalise(poses, self._window.log_weight.astype(b.dtype), scores)
         responsibilities(scores, manifold.log_prior[:n_nodes], manifold.temperature, tempered, plain)
         tempered *= manifold.temperature
         if manifold.outlier_prior.any():
@@ -292,7 +309,7 @@ class Expectation:
                                     dtype=b.dtype)
             tempered, plain = tempered + total - plain, total
         noise = log_empty(particles.power[block], self._layout.degrees, manifold.beta)
-        return scores, tempered + noise, plain + noise
+        return scores, poses, tempered + noise, plain + noise
 
     def _junk(self, block, b, nearest, log_classes):
         """float64[n, 2]: log π p, against the empty image, of an empty image, and of any signal on top of a class.
@@ -310,10 +327,11 @@ class Expectation:
         return manifold.log_prior[manifold.n_nodes:] + np.stack([np.zeros(len(b)), more], axis=1)
 
 
-def expect(particles, manifold, quanta, threads=1, blocks=None):
-    """Totals of this rank's particles: the E step and the sums of the M step; blocks: slices, all by default."""
-    totals = Totals.zeros(manifold.n_nodes, len(manifold.log_prior), particles.layout)
-    expectation = Expectation(particles, manifold)
+def expect(particles, manifold, quanta, threads=1, blocks=None, window=None):
+    """Totals of this rank's particles: the E step and the sums of the M step, of every pose of a window if there is
+    one; blocks: slices, all by default."""
+    expectation = Expectation(particles, manifold, window)
+    totals = Totals.zeros(expectation.n_compared, len(manifold.log_prior), particles.layout)
 
     def one(block):
         return _block_sums(expectation, block)
@@ -333,10 +351,12 @@ def expect(particles, manifold, quanta, threads=1, blocks=None):
 def _block_sums(expectation, block):
     particles, n_nodes = expectation.particles, expectation.manifold.n_nodes
     transformed = particles.transformed[block]
-    weights, tempered, plain = expectation.weights(block, transformed)
+    weights, poses, tempered, plain = expectation.joint_weights(block, transformed)
     learnt = ~particles.held_out[block]
     weights[~learnt] = 0
     nodes = np.ascontiguousarray(weights[:, :n_nodes].T)
+    if poses is not None:
+        nodes = (nodes[:, None] * poses.T.reshape(n_nodes, -1, len(weights))).reshape(-1, len(weights))
     data, ctf2 = nodes @ transformed, nodes @ particles.ctf2[block]
     count = weights.sum(axis=0, dtype=np.float64)
     noisy = learnt.astype(np.float64) - (weights[:, -1] if weights.shape[1] > n_nodes else 0.0)
@@ -438,7 +458,8 @@ def noise_precision(totals, y, layout, n_nodes):
 class Assignment:
     """What the model says of n particles. class_number int32, −1 where junk is likelier than all classes together;
     probability float32 of that class, and outlier float32 of junk; latent float32[n, L]: posterior mean of the
-    position of the node; entropy float32 [nats] over classes; log_likelihood float64 at T = 1."""
+    position of the node; entropy float32 [nats] over classes; log_likelihood float64 at T = 1; pose int64 or None: the
+    likeliest of a window, in the class of the highest probability."""
 
     class_number: np.ndarray
     probability: np.ndarray
@@ -446,21 +467,25 @@ class Assignment:
     latent: np.ndarray
     entropy: np.ndarray
     log_likelihood: np.ndarray
+    pose: np.ndarray = None
 
 
 def assign(expectation, block):
     """The Assignment of the particles of a block, by an Expectation of the model at its temperature."""
     lattice, n_nodes = expectation.manifold.lattice, expectation.manifold.n_nodes
-    weights, _, log_likelihood = expectation.weights(block)
+    weights, poses, _, log_likelihood = expectation.joint_weights(block)
     junk = weights[:, n_nodes:].sum(axis=1)
     nodes = weights[:, :n_nodes]
     number = nodes.argmax(axis=1).astype(np.int32)
     probability = nodes.max(axis=1)
     inside = nodes / np.maximum(nodes.sum(axis=1, keepdims=True), np.finfo(nodes.dtype).tiny)
     entropy = -np.sum(inside * np.log(np.maximum(inside, np.finfo(nodes.dtype).tiny)), axis=1)
+    pose = None
+    if poses is not None:
+        pose = poses.reshape(len(nodes), n_nodes, -1)[np.arange(len(nodes)), number].argmax(axis=1)
     number[junk > 0.5] = -1
     return Assignment(number, probability, junk, _latent_mean(inside, lattice).astype(np.float32), entropy,
-                      log_likelihood)
+                      log_likelihood, pose)
 
 
 def _latent_mean(weights, lattice):
@@ -503,11 +528,17 @@ class Maximisation:
 
     def expect(self, manifold, blocks=None):
         """Totals over all ranks."""
-        return expect(self.particles, manifold, self.quanta, self.settings.threads, blocks).reduced(comm=self.comm)
+        return self._folded(self._expected(manifold, blocks).reduced(comm=self.comm))
+
+    def _expected(self, manifold, blocks):
+        return expect(self.particles, manifold, self.quanta, self.settings.threads, blocks, self.settings.window)
+
+    def _folded(self, totals):
+        return totals if self.settings.window is None else self.settings.window.folded(totals)
 
     def held_out_likelihood(self, manifold):
         """log p at T = 1 of the particles held out, of all ranks: nats a particle; NaN if there are none."""
-        expectation, total, n = Expectation(self.particles, manifold), np.zeros(1), 0
+        expectation, total, n = Expectation(self.particles, manifold, self.settings.window), np.zeros(1), 0
         for block in self.particles.blocks:
             held = block.start + np.flatnonzero(self.particles.held_out[block])
             if len(held):
@@ -522,9 +553,9 @@ class Maximisation:
         blend(totals) -> totals: what the M step sees instead, e.g. a running average.
         """
         begin = time.perf_counter()
-        own = expect(self.particles, manifold, self.quanta, self.settings.threads, blocks)
+        own = self._expected(manifold, blocks)
         expected = time.perf_counter()
-        totals = own.reduced(comm=self.comm)
+        totals = self._folded(own.reduced(comm=self.comm))
         reduced = time.perf_counter()
         seen = totals if blend is None else blend(totals)
         after = maximise(manifold, seen, self.solver, self.settings, comm=self.comm)

@@ -130,10 +130,10 @@ SECTIONS = {
 
 @functools.cache
 def options_of(cls: type) -> dict[str, Option]:
-    """The keys of an options class by name, in the order of the class."""
-    hints = typing.get_type_hints(cls)
+    """The keys of an options class by name, in the order of a job file: its sections, and in each that of the class."""
+    hints, order = typing.get_type_hints(cls), list(SECTIONS)
     found = {}
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: order.index(field.metadata["section"])):
         kind, nullable = _kind(hints[field.name])
         found[field.name] = Option(
             name=field.name, kind=kind, nullable=nullable, default=field.default, **field.metadata
@@ -187,11 +187,10 @@ STORAGE_CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify2dOptions(JobOptions):
-    """The keys of `job: classify2d`."""
+class ParticleJobOptions(JobOptions):
+    """The keys of every job that classifies particles. A job that says more of one of them defines it again."""
 
-    n_classes: int = key("number of class averages; 50 to 200 particles for each is usual",
-                         minimum=1, example=50, section="job")
+    n_classes: int = key("number of class averages", minimum=1, example=50, section="job")
     particle_diameter: float = key("diameter of the circular mask; a little more than the particle's longest axis",
                                    unit="Å", above=0, example=180.0, section="job")
     seed: int = key("start of every random draw; one seed, one result, on any number of ranks", 0,
@@ -204,6 +203,45 @@ class Classify2dOptions(JobOptions):
     skip_limit: float = key("fraction of bad images (unreadable, not finite) that is set aside; more stop the run",
                             0.01, minimum=0, maximum=1, section="particles")
 
+    threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
+                       section="machine")
+    memory_limit: float | None = key("most memory a rank may need; particles go to scratch, or the job is refused",
+                                     None, unit="GB", minimum=0.1, null_means="no limit", example=8.0,
+                                     resumable=True, section="machine")
+    storage: str = key("where the transformed particles are kept; the result does not depend on it", "auto",
+                       choices=STORAGE_CHOICES, resumable=True, section="machine")
+    scratch: Path | None = key("folder of the scratch files, best on a disk of the node; they vanish with the run",
+                               None, null_means="the run folder", example=Path("/tmp"), resumable=True,
+                               section="machine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentOptions(ParticleJobOptions):
+    """The keys of every job that aligns particles in the plane."""
+
+    psi_step: float = key("coarse step of the in-plane angle; the fine step is half of it", 6.0, unit="degrees",
+                          minimum=0.5, maximum=45, section="search")
+    offset_range: float = key("largest shift searched, in both directions, in pixels of the input", 5.0, unit="px",
+                              minimum=0, section="search")
+    offset_step: float = key("coarse step of the shift, in pixels of the input; the fine step is half of it", 2.0,
+                             unit="px", minimum=0.25, section="search")
+
+    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        if 0 < self.offset_range < self.offset_step:
+            yield ("offset_step", "offset_range"), (
+                f"offset_step is {format_value(self.offset_step)} px, more than offset_range of "
+                f"{format_value(self.offset_range)} px; only the shift 0 would be searched; "
+                "make the step smaller, or write offset_range: 0 if no shift is wanted"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify2dOptions(AlignmentOptions):
+    """The keys of `job: classify2d`."""
+
+    n_classes: int = key("number of class averages; 50 to 200 particles for each is usual",
+                         minimum=1, example=50, section="job")
+
     tau2_fudge: float = key("weight of the data against the prior, RELION's T: higher, more detail and noise", 2.0,
                             above=0, section="model")
     norm_correction: bool = key("estimate one brightness factor per particle", True, section="model")
@@ -213,12 +251,6 @@ class Classify2dOptions(JobOptions):
                                        null_means="6 Å, or where the pixels end", example=8.0, section="model")
     mask_edge: float = key("width of the mask's soft edge", 5.0, unit="px", minimum=0, section="model")
 
-    psi_step: float = key("coarse step of the in-plane angle; the fine step is half of it", 6.0, unit="degrees",
-                          minimum=0.5, maximum=45, section="search")
-    offset_range: float = key("largest shift searched, in both directions, in pixels of the input", 5.0, unit="px",
-                              minimum=0, section="search")
-    offset_step: float = key("coarse step of the shift, in pixels of the input; the fine step is half of it", 2.0,
-                             unit="px", minimum=0.25, section="search")
     adaptive_fraction: float = key("share of the posterior weight that is searched again at the fine level", 0.999,
                                    minimum=0.5, maximum=1, section="search")
 
@@ -232,25 +264,6 @@ class Classify2dOptions(JobOptions):
                                     minimum=0, maximum=1, section="iterations")
     checkpoint_minutes: float = key("time between checkpoints, 0 for one after every iteration; a stop makes one too",
                                     1.0, unit="minutes", minimum=0, resumable=True, section="iterations")
-
-    threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
-                       section="machine")
-    memory_limit: float | None = key("most memory a rank may need; particles go to scratch, or the job is refused",
-                                     None, unit="GB", minimum=0.1, null_means="no limit", example=8.0,
-                                     resumable=True, section="machine")
-    storage: str = key("where the transformed particles are kept; the result does not depend on it", "auto",
-                       choices=STORAGE_CHOICES, resumable=True, section="machine")
-    scratch: Path | None = key("folder of the scratch files, best on a disk of the node; they vanish with the run",
-                               None, null_means="the run folder", example=Path("/tmp"), resumable=True,
-                               section="machine")
-
-    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        if 0 < self.offset_range < self.offset_step:
-            yield ("offset_step", "offset_range"), (
-                f"offset_step is {format_value(self.offset_step)} px, more than offset_range of "
-                f"{format_value(self.offset_range)} px; only the shift 0 would be searched; "
-                "make the step smaller, or write offset_range: 0 if no shift is wanted"
-            )
 
 
 LATENT_CHOICES = {
@@ -268,22 +281,11 @@ START_CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions(JobOptions):
+class ClusterOptions(ParticleJobOptions):
     """The keys of `job: cluster`."""
 
     n_classes: int = key("number of class averages, the nodes of the latent grid", minimum=3, example=100,
                          section="job")
-    particle_diameter: float = key("diameter of the circular mask; a little more than the particle's longest axis",
-                                   unit="Å", above=0, example=180.0, section="job")
-    seed: int = key("start of every random draw; one seed, one result, on any number of ranks", 0,
-                    minimum=0, section="job")
-
-    ctf: str = key("how the contrast transfer function enters", "full", choices=CTF_CHOICES, section="particles")
-    normalise: str = key("what to do about the particles' normalisation", "check", choices=NORMALISE_CHOICES,
-                         section="particles")
-    invert_contrast: bool = key("particles are dark on bright; turn them round", False, section="particles")
-    skip_limit: float = key("fraction of bad images (unreadable, not finite) that is set aside; more stop the run",
-                            0.01, minimum=0, maximum=1, section="particles")
 
     latent: str = key("how the classes are related: the grid whose nodes they are", "chain", choices=LATENT_CHOICES,
                       section="model")
@@ -297,6 +299,11 @@ class ClusterOptions(JobOptions):
                                        null_means="10 Å, or where the pixels end", example=12.0, section="model")
     mask_edge: float = key("width of the mask's soft edge", 5.0, unit="px", minimum=0, section="model")
 
+    psi_error: float = key("standard deviation of the given angles' errors: above 0, poses nearby are tried too, "
+                           "which costs 5 times as much", 0.0, unit="degrees", minimum=0, maximum=30, section="search")
+    offset_error: float = key("the same of the given shifts, along each axis; costs 9 times as much", 0.0, unit="px",
+                              minimum=0, maximum=10, section="search")
+
     start: str = key("where the class averages begin", "components", choices=START_CHOICES, section="iterations")
     temperature: float = key("temperature at which the annealing ends; 1 is the likelihood itself, more is smoother",
                              1.0, minimum=1, maximum=100, section="iterations")
@@ -308,17 +315,6 @@ class ClusterOptions(JobOptions):
                                      null_means="all, or of many particles 16 a class, at least 16384", example=20000,
                                      section="iterations")
     max_iterations: int = key("iterations, at most", 300, minimum=1, resumable=True, section="iterations")
-
-    threads: int = key("threads a rank; the result does not depend on it", 1, minimum=1, resumable=True,
-                       section="machine")
-    memory_limit: float | None = key("most memory a rank may need; particles go to scratch, or the job is refused",
-                                     None, unit="GB", minimum=0.1, null_means="no limit", example=8.0,
-                                     resumable=True, section="machine")
-    storage: str = key("where the transformed particles are kept; the result does not depend on it", "auto",
-                       choices=STORAGE_CHOICES, resumable=True, section="machine")
-    scratch: Path | None = key("folder of the scratch files, best on a disk of the node; they vanish with the run",
-                               None, null_means="the run folder", example=Path("/tmp"), resumable=True,
-                               section="machine")
 
     def latent_shape(self) -> tuple[int, ...]:
         """Nodes along each axis of the latent grid; () if the classes cannot be laid out on it."""
@@ -340,50 +336,27 @@ class ClusterOptions(JobOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deep2dOptions(JobOptions):
+class Deep2dOptions(AlignmentOptions):
     """The keys of `job: deep2d`: those of classify2d that matter for its first stage, and of the fine search."""
 
     n_classes: int = key("number of classes that the particles are first aligned to; few: 10 to 50",
                          minimum=1, example=20, section="job")
-    particle_diameter: float = key("diameter of the circular mask; a little more than the particle's longest axis",
-                                   unit="Å", above=0, example=180.0, section="job")
-    seed: int = key("start of every random draw; one seed, one result, on any number of ranks", 0,
-                    minimum=0, section="job")
-
-    ctf: str = key("how the contrast transfer function enters", "full", choices=CTF_CHOICES, section="particles")
-    normalise: str = key("what to do about the particles' normalisation", "check", choices=NORMALISE_CHOICES,
-                         section="particles")
-    invert_contrast: bool = key("particles are dark on bright; turn them round", False, section="particles")
-    skip_limit: float = key("fraction of bad images (unreadable, not finite) that is set aside; more stop the run",
-                            0.01, minimum=0, maximum=1, section="particles")
 
     least_particles: int = key("particles a class must keep: no split leaves fewer in either part", 30, minimum=10,
                                section="model")
+    align_resolution: float | None = key("finest resolution used while aligning; a coarse one keeps noise from being "
+                                         "aligned", None, unit="Å", above=0,
+                                         null_means="6 Å, or where the pixels end", example=20.0, section="model")
     max_resolution: float | None = key("finest resolution used in the fine search", None, unit="Å", above=0,
                                        null_means="10 Å, or where the pixels end", example=12.0, section="model")
     tau2_fudge: float = key("weight of the data against the prior while aligning, RELION's T", 2.0, above=0,
                             section="model")
     mask_edge: float = key("width of the mask's soft edge", 5.0, unit="px", minimum=0, section="model")
 
-    psi_step: float = key("coarse step of the in-plane angle; the fine step is half of it", 6.0, unit="degrees",
-                          minimum=0.5, maximum=45, section="search")
-    offset_range: float = key("largest shift searched, in both directions, in pixels of the input", 5.0, unit="px",
-                              minimum=0, section="search")
-    offset_step: float = key("coarse step of the shift, in pixels of the input; the fine step is half of it", 2.0,
-                             unit="px", minimum=0.25, section="search")
-
     max_iterations: int = key("full passes of the alignment, at most", 30, minimum=1, section="iterations")
 
     threads: int = key("threads a rank of the alignment; the result does not depend on it", 1, minimum=1,
                        resumable=True, section="machine")
-    memory_limit: float | None = key("most memory a rank may need; particles go to scratch, or the job is refused",
-                                     None, unit="GB", minimum=0.1, null_means="no limit", example=8.0,
-                                     resumable=True, section="machine")
-    storage: str = key("where the transformed particles are kept; the result does not depend on it", "auto",
-                       choices=STORAGE_CHOICES, resumable=True, section="machine")
-    scratch: Path | None = key("folder of the scratch files, best on a disk of the node; they vanish with the run",
-                               None, null_means="the run folder", example=Path("/tmp"), resumable=True,
-                               section="machine")
 
     @property
     def held_out(self) -> float:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitrea.engine.annealing import State, begin, begin_at, fit
-from vitrea.engine.latent import chain
+from vitrea.engine.annealing import State, begin, begin_reheated, fit
+from vitrea.engine.latent import chain, free
 from vitrea.engine.starts import at_random, in_order
 
 COUPLINGS = (0.5, 0.7, 1.0)   # widths of basis functions, in node spacings, from near free to smooth
-REHEATED = 1.5
-WORSE_SIZES = 2    # sizes in a row without a better judgement after which no larger one is tried
+GROWTH = 1.5       # from one number of classes to the next
+WORSE_SIZES = 2    # numbers in a row without a better judgement after which no larger one is tried
+CLOSE = 1.12       # two numbers of classes between which no other is tried
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def usual_beginnings(lattices, layout, components, beta, n_random=6):
             yield f"{lattice.name}, seed {seed}", begin(start, components.eigenvalues[0])
 
 
-def ordered_beginnings(candidate, layout, widths=COUPLINGS):
+def ordered_beginnings(candidate, layout, widths=COUPLINGS, *, comm):
     """Generate pairs (name, State): the classes of a candidate put in order, as chains of several couplings.
 
     They begin at REHEATED times the temperature at which the candidate was best: what was found is not lost, but
@@ -61,8 +62,8 @@ def ordered_beginnings(candidate, layout, widths=COUPLINGS):
     found = candidate.state.manifold
     for width in widths:
         lattice = chain(found.n_nodes, basis_fraction=1.0, width=width)
-        start = in_order(lattice, layout, found)
-        yield f"{candidate.name}, in order, width {width:g}", begin_at(start, REHEATED * found.temperature)
+        start = in_order(lattice, layout, found, comm=comm)
+        yield f"{candidate.name}, in order, width {width:g}", begin_reheated(start, found.temperature)
 
 
 def best(candidates):
@@ -70,20 +71,29 @@ def best(candidates):
     return max(candidates, key=lambda candidate: candidate.held_out)
 
 
-def sizes_that_pay(candidates):
-    """Pass on candidates of growing size until WORSE_SIZES of them in a row were no better than one before."""
-    highest, worse = -np.inf, 0
-    for candidate in candidates:
-        yield candidate
-        worse = 0 if candidate.held_out > highest else worse + 1
-        highest = max(highest, candidate.held_out)
-        if worse >= WORSE_SIZES:
-            return
+def chosen(particles, components, beta, n_classes, settings, schedule, *, comm):
+    """The Candidate judged best of free classes and chains, each with the usual starts, and of the best of these put in
+    order as chains of several couplings. Collective."""
+    lattices = (free(n_classes), chain(n_classes, basis_fraction=1.0, width=0.7))
+    begun = usual_beginnings(lattices, particles.layout, components, beta)
+    first = best(tried(particles, begun, settings, schedule, comm=comm))
+    begun = ordered_beginnings(first, particles.layout, comm=comm)
+    return best([first, *tried(particles, begun, settings, schedule, comm=comm)])
 
 
-def growing_sizes(least, most, factor=1.5):
-    """Numbers of classes to try, each `factor` times the one before: a list from least to most."""
-    sizes = [least]
-    while sizes[-1] < most:
-        sizes.append(min(most, max(sizes[-1] + 1, round(sizes[-1] * factor))))
-    return sizes
+def next_size(judged, least, most):
+    """The number of classes to try next, least to most; None if enough are known.
+
+    judged: {number of classes: judgement}. Numbers grow by GROWTH until WORSE_SIZES of them in a row are no better than
+    the best; then the wider gap beside the best is halved for as long as it is wider than CLOSE.
+    """
+    if not judged:
+        return least
+    best_size, largest = min(judged, key=lambda size: (-judged[size], size)), max(judged)
+    if largest < most and sum(size > best_size for size in judged) < WORSE_SIZES:
+        return min(most, max(largest + 1, round(GROWTH * largest)))
+    gaps = [(max(pair) / min(pair), round(np.sqrt(pair[0] * pair[1]))) for pair in (
+        (best_size, max((size for size in judged if size < best_size), default=best_size)),
+        (best_size, min((size for size in judged if size > best_size), default=best_size)))]
+    gaps = [(width, middle) for width, middle in gaps if width > CLOSE and middle not in judged]
+    return max(gaps)[1] if gaps else None

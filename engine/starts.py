@@ -103,12 +103,12 @@ def _two_opt(distance, order):
     return order
 
 
-def in_order(lattice, layout, manifold):
-    """Manifold of a chain whose nodes are the classes of another, put in order: neighbours alike.
+def in_order(lattice, layout, manifold, *, comm):
+    """Manifold of a chain whose nodes are the classes of another, put in order: neighbours alike. Collective.
 
     The order that free classes show is surer than that of nodes which had to find it while they were still alike.
     """
-    y = manifold.y[put_in_order(manifold.y)]
+    y = manifold.y[comm.bcast(put_in_order(manifold.y) if comm.rank == 0 else None)]
     start = from_references(lattice, layout, y, manifold.beta)
     scale = manifold.class_prior.sum()
     return replace(start, class_prior=start.class_prior * scale, outlier_prior=manifold.outlier_prior)

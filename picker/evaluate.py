@@ -130,6 +130,7 @@ def curve(scored, radius):
     verdict = np.concatenate([np.zeros(0, dtype=np.int8), *judged])
     score = np.concatenate([np.zeros(0), *(np.asarray(scores) for _, scores, _, _ in scored)])
     order = np.argsort(-score, kind="stable")
+    order = order[verdict[order] != 0]   # what counts for nothing is no step of the curve
     verdict, score = verdict[order], score[order]
     last = np.flatnonzero(np.append(score[1:] < score[:-1], True)) if len(score) else np.zeros(0, dtype=int)
     return Curve(score[last], np.cumsum(verdict == 1)[last], np.cumsum(verdict == -1)[last],

@@ -36,7 +36,12 @@ class LabelledMicrograph:
 @dataclass(frozen=True)
 class Augmentation:
     """How tiles differ from their micrograph: turned by any angle or by quarters, mirrored; moved from the labelled
-    centre by up to `shift` px; contrast times e^(contrast·n), level plus offset·n, and white noise of up to `noise`."""
+    centre by up to `shift` px; contrast times e^(contrast·n), level plus offset·n, white noise of up to `noise`; and
+    another defocus, cos(defocus·n·(s/Nyquist)²) in Fourier space, n normal.
+
+    An image under the phase χ of its defocus is sin χ times the specimen's transform; a change Δ of the phase makes it
+    sin χ cos Δ + cos χ sin Δ. Of that the first part can be had from the image alone, and Δ = πλ·Δz·s² in `defocus`.
+    """
 
     any_angle: bool = True
     mirror: bool = True
@@ -44,6 +49,7 @@ class Augmentation:
     contrast: float = 0.15
     offset: float = 0.1
     noise: float = 0.3
+    defocus: float = 0.0
 
 
 class Sampler:
@@ -55,6 +61,7 @@ class Sampler:
         self.side = network.box + network.stride * (outputs - 1)
         self._grid = _centred(self.side, 1.0)
         self._places = _centred(outputs, network.stride)
+        self._square = (np.fft.fftfreq(self.side)[:, None] ** 2 + np.fft.rfftfreq(self.side) ** 2) / 0.5**2
         areas = np.array([each.image.size for each in micrographs], dtype=float)
         self._area_share = np.cumsum(areas) / areas.sum()
         self._positives = [(m, y, x) for m, each in enumerate(micrographs) for y, x in each.positives]
@@ -95,6 +102,9 @@ class Sampler:
 
     def _disturbed(self, tile, random):
         augmentation = self.augmentation
+        if augmentation.defocus:
+            change = np.cos(augmentation.defocus * random.normal() * self._square)
+            tile = np.fft.irfft2(np.fft.rfft2(tile) * change, tile.shape)
         tile = tile * np.exp(augmentation.contrast * random.normal()) + augmentation.offset * random.normal()
         tile += augmentation.noise * random.random() * random.normal(size=tile.shape)
         return tile.astype(np.float32)

@@ -179,14 +179,16 @@ def _judged(picker, labels, options, source):
         verdict = verdicts(picks, scores, truth, radius, ignored)
         groups.append((scores[verdict != 0], verdict[verdict != 0] > 0))
     raw, true = (np.concatenate(columns) for columns in zip(*groups))
-    calibration = fit(raw, true, source)
-    before = after = Reliability.of(raw, true)
-    if calibration:
-        picker = replace(picker, calibration=calibration)
-        scored = [(picks, calibration.apply(scores), truth, ignored) for picks, scores, truth, ignored in scored]
-        after = Reliability.of(*held_out(groups))
     found = curve(scored, radius)
-    return Judged(picker, *best_threshold(found, options.f_beta), found, before, after, source)
+    threshold, counts = best_threshold(found, options.f_beta)
+    before, calibration = Reliability.of(raw, true), fit(raw, true, source)
+    if calibration is None:
+        return Judged(picker, threshold, counts, found, before, before, source)
+    # Half way between two picks is meant in the network's own scores: probabilities learned on few or on trained-on
+    # candidates are steep, and half way in them is near the better pick, above many of another micrograph's particles.
+    found = replace(found, score=calibration.apply(found.score))
+    return Judged(replace(picker, calibration=calibration), float(calibration.apply(threshold)), counts, found, before,
+                  Reliability.of(*held_out(groups)), source)
 
 
 def _scored(picker, labelled):

@@ -51,6 +51,23 @@ def launch(tmp_path):
 
 
 @pytest.fixture
+def run_job(tmp_path, monkeypatch):
+    """`run_job(job, **keys)`: run a job in this process on one rank; its run folder, one for each call."""
+    from tests.running import write_job
+    from vitrea.jobs import cli
+
+    monkeypatch.chdir(tmp_path)
+    count = iter(range(100))
+
+    def run(job, **keys):
+        folder = tmp_path / f"run{next(count)}"
+        assert cli.main(["run", str(write_job(tmp_path / "job.yaml", job, output=folder, **keys))]) == 0
+        return folder
+
+    return run
+
+
+@pytest.fixture
 def begin(tmp_path):
     """As `launch`, without waiting for the end: a Popen whose output is a text; killed when the test ends."""
     begun = []

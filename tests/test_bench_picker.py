@@ -3,9 +3,13 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from vitrea.benchmarks import labels, picking
 from vitrea.benchmarks.picking import _splits
 from vitrea.jobs.cli import main
+from vitrea.picker.coordinates import read_coordinates
+from vitrea.picker.micrographs import read_micrograph
 
 PREPARE = '''\
 """Five micrographs with dark discs, as prepare.py would write them."""
@@ -53,11 +57,74 @@ def test_the_record_tells_f1_of_micrographs_that_were_not_trained_on(tmp_path, c
     assert (tmp_path / "bench.jsonl").exists()
 
 
+def test_picks_on_images_without_particles_are_counted_by_specimen_and_image(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(picking, "SETS", {"apoferritin": picking.SETS["apoferritin"]})
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    y, x = np.mgrid[:140, :150]
+    for number, folder in enumerate(("3none", "5ice", "4other")):
+        (tmp_path / "quality" / folder).mkdir(parents=True)
+        image = np.random.default_rng(number).normal(128, 20, size=(140, 150))
+        if folder == "5ice":   # two discs such as the models learn: they must be found, so that a count is a count
+            image -= sum(80 / (1 + np.exp(np.hypot(y - 70, x - centre) - 13)) for centre in (45, 105))
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(tmp_path / "quality" / folder / "a.png")
+    assert main(["bench", "picker", "--set", "quality", "--steps", "40", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["images"] == ["quality/3none/a.png", "quality/5ice/a.png"]
+    assert record["picks"] == {"apoferritin": [0, 2]}
+    assert (record["most"], record["mean"]) == (2, 1.0)
+
+
+def test_labels_are_as_many_as_asked_for_and_half_of_them_may_be_missing(tmp_path):
+    exec(PREPARE, namespace := {})
+    namespace["prepare"]("apoferritin", tmp_path)
+    whole, pool = tmp_path / "apoferritin", ["m0", "m1", "m2"]
+    expected = labels.take_labels(whole, tmp_path / "a", pool, (10, "complete", 0))
+    (n, height), (more, rows) = taken(tmp_path / "a").values()
+    assert (n, height) == (7, 200)
+    assert 3 <= more <= 5
+    assert rows < 200
+    assert expected == (n + more) / 2
+    assert 20 / 3 <= labels.take_labels(whole, tmp_path / "b", pool, (10, "half missing", 0)) <= 7
+    found = taken(tmp_path / "b")
+    assert sum(n for n, _ in found.values()) == 10
+    assert list(found) == pool
+    kept = [set(read_coordinates(tmp_path / folder / "coordinates" / "m0.star").x) for folder in "ab"]
+    assert kept[1] < kept[0], "of a whole micrograph some labels are missing"
+    assert labels.take_labels(whole, tmp_path / "c", pool, (11, "half missing", 0)) is None
+
+
+def taken(folder):
+    """{micrograph: (labels, height of its image)}, all labels inside the image."""
+    found = {}
+    for path in sorted((folder / "micrographs").iterdir()):
+        places = read_coordinates(folder / "coordinates" / f"{path.stem}.star").places
+        height = read_micrograph(path).image.shape[0]
+        assert (places[:, 0] < height).all()
+        found[path.stem] = (len(places), height)
+    return found
+
+
+def test_the_table_of_few_labels(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(labels, "POOL", {"apoferritin": 3})
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    assert labels.main(["--numbers", "14", "99", "--kinds", "complete", "--seeds", "0", "1", "--steps", "20"]) == 0
+    told = capsys.readouterr()
+    assert "complete with 99 labels needs; left out" in told.err
+    assert told.out.startswith("| labels | 14 |\n|---|---|\n| complete | ")
+    records = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert [(record["labels"], record["seed"], record["tested"]) for record in records] == [
+        (14, 0, ["m3", "m4"]), (14, 1, ["m3", "m4"])]
+    assert min(record["f1"] for record in records) > 0.5
+
+
 def test_all_but_one_in_turn():
     assert _splits(["a", "b", "c"], 0) == [(["b", "c"], ["a"]), (["a", "c"], ["b"]), (["a", "b"], ["c"])]
     assert _splits(["a", "b", "c"], 2) == [(["a", "b"], ["c"])]
 
 
-def test_missing_data_are_told(capsys):
+def test_missing_data_are_told(tmp_path, capsys):
     assert main(["bench", "picker", "--set", "klh"]) == 2
     assert "found no prepare.py; expected the real micrographs; set VITREA_DATA" in capsys.readouterr().err
+    (tmp_path / "prepare.py").touch()
+    assert main(["bench", "picker", "--set", "quality"]) == 2
+    assert "found no images of classes 3 and 5" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from tests.running import write_job
 from vitrea.engine.compare import compare
 from vitrea.engine.log import read_records
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
@@ -17,25 +18,10 @@ from vitrea.kernels.ctf import ctf
 SMALL = {"n_classes": 4, "particle_diameter": 140, "max_iterations": 6}
 
 
-def write_job(path, **keys):
-    """A job file of the given keys."""
-    path.write_text("job: classify2d\n" + "".join(f"{name}: {value}\n" for name, value in keys.items()))
-    return path
-
-
 @pytest.fixture
-def classify(tmp_path, monkeypatch):
+def classify(run_job):
     """`classify(stack, **keys)`: run a job in this process on one rank; the run folder."""
-    monkeypatch.chdir(tmp_path)
-    count = iter(range(100))
-
-    def run(particles, **keys):
-        folder = tmp_path / f"run{next(count)}"
-        job = write_job(tmp_path / "job.yaml", input=particles, output=folder, **(SMALL | keys))
-        assert cli.main(["run", str(job)]) == 0
-        return folder
-
-    return run
+    return lambda particles, **keys: run_job("classify2d", input=particles, **(SMALL | keys))
 
 
 def poses(folder):
@@ -61,7 +47,7 @@ def alone(stacks, tmp_path_factory):
 
 
 def mixed_job(folder, stacks):
-    return write_job(folder / "job.yaml", input=stacks / "mixed.star", output="run", **MIXED)
+    return write_job(folder / "job.yaml", "classify2d", input=stacks / "mixed.star", output="run", **MIXED)
 
 
 @pytest.mark.parametrize(("ranks", "threads"), [(0, 2), (2, 1), (4, 1), (2, 2)])
@@ -123,7 +109,7 @@ def test_ranks_without_particles_take_part(launch, stacks, tmp_path):
     blocks = read_star(stacks / "plain" / "particles.star")
     write_star(tmp_path / "few.star", blocks | {"particles": {k: v[:40] for k, v in blocks["particles"].items()}})
     keys = SMALL | {"input": "few.star", "output": "run", "n_classes": 2, "max_iterations": 2}
-    job = write_job(tmp_path / "job.yaml", **keys)
+    job = write_job(tmp_path / "job.yaml", "classify2d", **keys)
     ended = launch(4, "-m", "vitrea.jobs", "run", job)
     assert ended.returncode == 0, ended.stderr
     assert len(poses(tmp_path / "run")["rlnClassNumber"]) == 40

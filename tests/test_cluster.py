@@ -3,7 +3,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from tests.running import RESUME, RUN, iterations, same_files, wait_until, write_job
 from vitrea.engine.annealing import begin, fit
 from vitrea.engine.cluster import make_lattice, schedule
 from vitrea.engine.cluster_plan import plan_cluster
@@ -28,27 +28,12 @@ from vitrea.kernels.embedding import HalfPlane, shell_power
 
 SMALL = {"n_classes": 5, "particle_diameter": 140, "max_resolution": 14, "cooling": 0.6, "max_iterations": 60}
 RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs", "latent_map.png")
-RUN, RESUME = ("-m", "vitrea.jobs", "run", "job.yaml"), ("-m", "vitrea.jobs", "resume", "run")
-
-
-def write_job(path, **keys):
-    path.write_text("job: cluster\n" + "".join(f"{name}: {value}\n" for name, value in keys.items()))
-    return path
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
+def cluster(run_job):
     """`cluster(star, **keys)`: run a job in this process on one rank; the run folder."""
-    monkeypatch.chdir(tmp_path)
-    count = iter(range(100))
-
-    def run(particles, **keys):
-        folder = tmp_path / f"run{next(count)}"
-        job = write_job(tmp_path / "job.yaml", input=particles, output=folder, **(SMALL | keys))
-        assert cli.main(["run", str(job)]) == 0
-        return folder
-
-    return run
+    return lambda particles, **keys: run_job("cluster", input=particles, **(SMALL | keys))
 
 
 def particles_of(folder):
@@ -70,12 +55,7 @@ def alone(stacks, tmp_path_factory):
 
 def mixed_job(folder, stacks):
     keys = SMALL | {"max_resolution": 16, "max_iterations": 25}
-    return write_job(folder / "job.yaml", input=stacks / "mixed-truth.star", output="run", **keys)
-
-
-def same_results(found, expected):
-    for name in RESULT_FILES:
-        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    return write_job(folder / "job.yaml", "cluster", input=stacks / "mixed-truth.star", output="run", **keys)
 
 
 @pytest.mark.parametrize(("ranks", "threads", "storage"), [(0, 2, "scratch"), (2, 1, "memory"), (4, 1, "scratch")])
@@ -84,7 +64,7 @@ def test_ranks_threads_and_storage_do_not_change_a_bit(alone, stacks, launch, tm
     mixed_job(tmp_path, stacks)
     ended = launch(ranks, *RUN, "--set", f"threads={threads}", "--set", f"storage={storage}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    same_results(tmp_path / "run", alone)
+    same_files(tmp_path / "run", alone, RESULT_FILES)
 
 
 SLOW = """\
@@ -103,18 +83,6 @@ def slow(*arguments, **named):
 setattr(owner, name, slow)
 sys.exit(cli.main(sys.argv[2:]))
 """
-
-
-def wait_until(condition, process, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-def iterations(folder):
-    return sum(record["kind"] == "iteration" for record in read_records(folder / "record.jsonl"))
 
 
 @pytest.mark.flaky(reruns=1)   # on a loaded machine a signal may come before its handler, or after the end
@@ -136,7 +104,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_result(begin, launch, alone, s
     ended = launch(0, *RESUME)
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"resumed after it \d+ of 25", ended.stdout)
-    same_results(run, alone)
+    same_files(run, alone, RESULT_FILES)
 
 
 def test_a_signal_while_particles_are_read(begin, launch, alone, stacks, tmp_path):
@@ -151,7 +119,7 @@ def test_a_signal_while_particles_are_read(begin, launch, alone, stacks, tmp_pat
     assert "stopped before the first iteration   SIGTERM" in told
     ended = launch(0, *RESUME)
     assert ended.returncode == 0, ended.stderr
-    same_results(tmp_path / "run", alone)
+    same_files(tmp_path / "run", alone, RESULT_FILES)
 
 
 # ---- the right answer
@@ -253,7 +221,7 @@ def test_what_is_said_before_the_start_is_what_a_run_takes(stacks, launch, tmp_p
     """Of the second run: the first one after a change of the kernels compiles them, which takes more."""
     for folder in ("first", "second"):
         keys = SMALL | {"n_classes": 40, "input": stacks / "mixed-truth.star", "output": folder}
-        write_job(tmp_path / "job.yaml", **keys)
+        write_job(tmp_path / "job.yaml", "cluster", **keys)
         assert launch(0, *RUN).returncode == 0
     records = read_records(tmp_path / "second" / "record.jsonl")
     said = next(record["memory_per_rank"] for record in records if record["kind"] == "start")
@@ -291,7 +259,8 @@ def test_in_scratch_memory_does_not_grow_with_the_components(stacks):
 
 
 def test_check_and_watch_know_the_job(cluster, stacks, capsys, tmp_path):
-    job = write_job(tmp_path / "check.yaml", input=stacks / "plain" / "truth.star", output=tmp_path / "other", **SMALL)
+    job = write_job(tmp_path / "check.yaml", "cluster", input=stacks / "plain" / "truth.star",
+                    output=tmp_path / "other", **SMALL)
     assert cli.main(["check", str(job)]) == 0
     told = capsys.readouterr().out
     assert re.search(r"components  \d+ of each particle, to 14\.8 Å", told)
@@ -316,7 +285,7 @@ def no_poses(folder):
 
 def keys(**changed):
     def change(folder):
-        write_job(folder / "job.yaml", **({"input": "given.star", "output": "out/run"} | SMALL | changed))
+        write_job(folder / "job.yaml", "cluster", **({"input": "given.star", "output": "out/run"} | SMALL | changed))
     return change
 
 

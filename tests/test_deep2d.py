@@ -3,31 +3,28 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
 
-from tests.test_cluster import wait_until
+from tests.running import RESUME, RUN, same_files, wait_until, write_job
+from vitrea.engine.cluster_plan import alignment
 from vitrea.engine.compare import compare
 from vitrea.engine.fine import STANDARD_ERRORS, Forest, held_out_gain, look_at
 from vitrea.engine.latent import free
 from vitrea.engine.log import read_records
 from vitrea.engine.manifold import EmbeddedParticles, Layout, Manifold, cut, hold_out
+from vitrea.engine.options import Deep2dOptions
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star
 from vitrea.jobs import cli
 from vitrea.kernels.embedding import HalfPlane, shell_power
 
 RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs", "class_tree.star")
-RUN, RESUME = ("-m", "vitrea.jobs", "run", "job.yaml"), ("-m", "vitrea.jobs", "resume", "run")
 KEYS = {"n_classes": 1, "particle_diameter": 160, "max_iterations": 4, "max_resolution": 14, "least_particles": 30}
-
-
-def write_job(path, **keys):
-    path.write_text("job: deep2d\n" + "".join(f"{name}: {value}\n" for name, value in keys.items()))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +42,9 @@ def alone(moving, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        write_job(Path("job.yaml"), input=moving / "particles.star", output="run", **KEYS)
+        write_job(Path("job.yaml"), "deep2d", input=moving / "particles.star", output="run", **KEYS)
         assert cli.main(["run", "job.yaml"]) == 0
     return folder / "run"
-
-
-def same_results(found, expected):
-    for name in RESULT_FILES:
-        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
 
 
 # ---- the right answer
@@ -62,6 +54,13 @@ def test_one_aligned_class_splits_into_the_three_positions_and_no_further(alone,
     assert found.ari > 0.95
     assert found.n_classes == 3
     assert compare(moving / "truth.star", alone / "align" / "run_data.star").n_classes == 1
+
+
+def test_each_stage_has_a_resolution_of_its_own():
+    options = Deep2dOptions(input=Path("x"), output=Path("y"), n_classes=2, particle_diameter=100.0,
+                            max_resolution=12.0, align_resolution=25.0)
+    assert alignment(options, Path("y/align")).max_resolution == 25.0
+    assert alignment(replace(options, align_resolution=None), Path("y/align")).max_resolution is None
 
 
 def test_the_tree_and_the_files_agree(alone):
@@ -86,10 +85,10 @@ def test_the_tree_and_the_files_agree(alone):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_do_not_change_a_bit(alone, moving, launch, tmp_path, ranks):
-    write_job(tmp_path / "job.yaml", input=moving / "particles.star", output="run", **KEYS)
+    write_job(tmp_path / "job.yaml", "deep2d", input=moving / "particles.star", output="run", **KEYS)
     ended = launch(ranks, *RUN)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    same_results(tmp_path / "run", alone)
+    same_files(tmp_path / "run", alone, RESULT_FILES)
 
 
 SLOW = """\
@@ -108,7 +107,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.flaky(reruns=1)   # on a loaded machine a signal may come before its handler, or after the end
 def test_a_run_that_was_ended_in_each_stage_goes_on_to_the_same_result(begin, launch, alone, moving, tmp_path):
     """SIGTERM while aligning, then kill −9 in the fine search after its first class."""
-    write_job(tmp_path / "job.yaml", input=moving / "particles.star", output="run", **KEYS)
+    write_job(tmp_path / "job.yaml", "deep2d", input=moving / "particles.star", output="run", **KEYS)
     (tmp_path / "slow.py").write_text(SLOW)
     run = tmp_path / "run"
     process = begin(2, "slow.py", *RUN[2:])
@@ -127,7 +126,7 @@ def test_a_run_that_was_ended_in_each_stage_goes_on_to_the_same_result(begin, la
     ended = launch(0, *RESUME)
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"resumed with \d+ classes to look at", ended.stdout)
-    same_results(run, alone)
+    same_files(run, alone, RESULT_FILES)
 
 
 # ---- one class: does it split
@@ -210,7 +209,7 @@ def test_a_forest_grows():
 ])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(moving, tmp_path, monkeypatch, capsys, keys, sentence):
     monkeypatch.chdir(tmp_path)
-    write_job(Path("job.yaml"), **({"input": moving / "particles.star", "output": "out/run"} | KEYS | keys))
+    write_job(Path("job.yaml"), "deep2d", **({"input": moving / "particles.star", "output": "out/run"} | KEYS | keys))
     assert cli.main(["run", "job.yaml"]) == 2
     assert re.fullmatch("vitrea: " + sentence, capsys.readouterr().err.splitlines()[-1])
     assert not Path("out").exists()
@@ -224,7 +223,7 @@ def test_a_mistake_that_only_the_images_show_leaves_nothing(moving, tmp_path, mo
     images.flush()
     star = Path("given/particles.star")
     star.write_text(star.read_text().replace(f"{moving}/particles.mrcs", "given/particles.mrcs"))
-    write_job(Path("job.yaml"), input="given/particles.star", output="out/run", **KEYS)
+    write_job(Path("job.yaml"), "deep2d", input="given/particles.star", output="out/run", **KEYS)
     assert cli.main(["run", "job.yaml"]) == 2
     assert "are not normalised" in capsys.readouterr().err
     assert not Path("out").exists()

@@ -17,9 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.running import RESUME, RUN, iterations, same_files, wait_until
 from vitrea.engine.log import read_records
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc to find the ranks in")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc to find the ranks in"),
+    # on a loaded machine a signal may come before its handler is there, or after the end
+    pytest.mark.flaky(reruns=1),
+]
 
 JOB = """\
 job: classify2d
@@ -32,11 +37,6 @@ minibatch_size: 100
 minibatch_iterations: 5
 max_iterations: 5
 """
-# on a loaded machine a signal may come before its handler is there, or after the end
-pytestmark = pytest.mark.flaky(reruns=1)
-
-RUN = ("-m", "vitrea.jobs", "run", "job.yaml")
-RESUME = ("-m", "vitrea.jobs", "resume", "run")
 RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs")
 # Slows a job down, so that a signal certainly meets it in the phase that is named.
 SLOW = """\
@@ -76,23 +76,6 @@ def job(stacks, tmp_path):
     return tmp_path / "run"
 
 
-def same_results(found, expected):
-    for name in RESULT_FILES:
-        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
-
-
-def iterations(folder):
-    return sum(record["kind"] == "iteration" for record in read_records(folder / "record.jsonl"))
-
-
-def wait_until(condition, process, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def rank_processes(folder):
     """{rank: process id} of the program's processes that work in `folder`; rank 0 for one without a launcher."""
     found = {}
@@ -129,7 +112,7 @@ def test_kill_9_at_any_moment_then_resume_on_other_ranks_ends_as_if_nothing_had_
     assert not (job / "run_data.star").exists()
     ended = launch(moment.choice([0, 2]), *RESUME)
     assert ended.returncode == 0, ended.stderr
-    same_results(job, undisturbed)
+    same_files(job, undisturbed, RESULT_FILES)
 
 
 def test_killed_before_the_first_checkpoint_it_begins_again(begin, launch, job, tmp_path, undisturbed):
@@ -140,7 +123,7 @@ def test_killed_before_the_first_checkpoint_it_begins_again(begin, launch, job, 
     wait_until_gone(tmp_path)
     ended = launch(0, *RESUME)
     assert ended.returncode == 0, ended.stderr
-    same_results(job, undisturbed)
+    same_files(job, undisturbed, RESULT_FILES)
 
 
 def test_killed_while_the_results_are_written_it_writes_them(launch, job, tmp_path, undisturbed):
@@ -154,7 +137,7 @@ def test_killed_while_the_results_are_written_it_writes_them(launch, job, tmp_pa
     ended = launch(2, *RESUME)
     assert ended.returncode == 0, ended.stderr
     assert "resumed after it 1 of 5" in ended.stdout
-    same_results(job, undisturbed)
+    same_files(job, undisturbed, RESULT_FILES)
     assert not list(job.glob(".*.tmp-*")), "what was half-written is cleared away"
 
 
@@ -198,7 +181,7 @@ def test_a_signal_leaves_with_a_checkpoint_a_word_and_exit_code_0(
     ended = launch(0, *RESUME)
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"resumed after mb \d of 5", ended.stdout)
-    same_results(job, undisturbed)
+    same_files(job, undisturbed, RESULT_FILES)
 
 
 @pytest.mark.parametrize("ranks", [0, 2])
@@ -212,7 +195,7 @@ def test_a_signal_while_particles_are_read(begin, launch, job, undisturbed, rank
     assert "go on with 'vitrea resume run'" in told
     ended = launch(0, *RESUME)
     assert ended.returncode == 0, ended.stderr
-    same_results(job, undisturbed)
+    same_files(job, undisturbed, RESULT_FILES)
 
 
 def test_an_interrupt_is_one_word_and_exit_code_130(begin, job):

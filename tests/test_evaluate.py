@@ -47,6 +47,10 @@ def test_the_best_threshold_is_half_way_to_the_next_worse_pick():
     threshold, counts = best_threshold(curve([(picks, scores, truth, ())], 10), 1)
     assert counts == Counts(3, 0, 0)
     assert threshold == pytest.approx(0.55)
+    # A pick in a disc that is ignored is no reason to draw the line above it.
+    beside = np.concatenate([picks, [[300.0, 300.0]]])
+    found = curve([(beside, [*scores, 0.69], truth, [[300.0, 300.0, 5.0]])], 10)
+    assert best_threshold(found, 1)[0] == pytest.approx(0.55)
     # Recall weighs more with β = 2: two false picks are a fair price for a third particle.
     scores = np.array([0.9, 0.8, 0.2, 0.5, 0.5, 0.1])
     found = curve([(picks, scores, truth, ())], 10)

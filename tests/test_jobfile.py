@@ -144,6 +144,11 @@ def test_home_is_expanded(job, monkeypatch):
             "job.yaml:6: offset_step is 2 px, more than offset_range of 1.5 px; only the shift 0 would be searched; "
             "make the step smaller, or write offset_range: 0 if no shift is wanted",
         ),
+        (
+            NEEDED.replace("classify2d", "deep2d") + "offset_step: 9\n",
+            "job.yaml:6: offset_step is 9 px, more than offset_range of 5 px; only the shift 0 would be searched; "
+            "make the step smaller, or write offset_range: 0 if no shift is wanted",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence_with_its_line(job, text, sentence):

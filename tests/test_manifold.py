@@ -22,11 +22,9 @@ from vitrea.engine.manifold import (
     make_quanta,
 )
 from vitrea.engine.selection import (
-    Candidate,
     best,
-    growing_sizes,
+    next_size,
     ordered_beginnings,
-    sizes_that_pay,
     tried,
     usual_beginnings,
 )
@@ -388,7 +386,7 @@ def test_a_chain_learns_the_order_of_a_motion():
     critical = components.eigenvalues[0]
     start = at_random(free(12), particles.layout, components, beta, seed=0)
     state = fit(particles, begin(start, critical), Settings(learn_prior=False), FULL, comm=ALONE)
-    ordered = in_order(chain(12, basis_fraction=1.0), particles.layout, state.manifold)
+    ordered = in_order(chain(12, basis_fraction=1.0), particles.layout, state.manifold, comm=ALONE)
     state = fit(particles, begin_settled(ordered), Settings(), FULL, comm=ALONE)
     latent = assign(Expectation(particles, state.manifold), slice(0, 1200)).latent[:, 0]
     ranks = np.argsort(np.argsort(latent + 1e-9 * np.arange(1200)))
@@ -503,7 +501,8 @@ def test_chains_begun_by_classes_in_order_are_judged_beside_them():
     components, beta = analyse(particles, 4, comm=ALONE)
     beginnings = usual_beginnings([free(8)], particles.layout, components, beta, n_random=1)
     first = next(tried(particles, beginnings, Settings(), FULL, comm=ALONE))
-    chains = list(tried(particles, ordered_beginnings(first, particles.layout), Settings(), FULL, comm=ALONE))
+    begun = ordered_beginnings(first, particles.layout, comm=ALONE)
+    chains = list(tried(particles, begun, Settings(), FULL, comm=ALONE))
     assert [candidate.name.split()[-1] for candidate in chains] == ["0.5", "0.7", "1"]
     chosen = best([first, *chains])
     assert chosen in chains   # what neighbours share explains particles not seen
@@ -526,11 +525,17 @@ def test_class_averages_stay_in_the_space_of_the_components_they_are_given():
     assert np.abs(components.project(unbound.y) - unbound.y).max() > 0.01
 
 
-def test_sizes_grow_until_two_in_a_row_do_not_pay():
-    judgements = dict(zip(growing_sizes(4, 60), [1.0, 3.0, 2.0, 2.5, 9.0, 9.0]))
-    candidates = (Candidate(str(k), None, value) for k, value in judgements.items())
-    assert [candidate.name for candidate in sizes_that_pay(candidates)] == ["4", "6", "9", "14"]
-    assert growing_sizes(4, 60)[-1] == 60
+@pytest.mark.parametrize(("true", "most"), [(3, 60), (10, 60), (11, 300), (25, 300), (100, 120), (40, 40), (90, 40)])
+def test_numbers_of_classes_grow_until_two_do_not_pay_and_then_close_in(true, most):
+    """Too few classes cost much, too many little: the best of those tried is near, and few are tried."""
+    judged = {}
+    while (size := next_size(judged, 3, most)) is not None:
+        assert 3 <= size <= most
+        assert size not in judged
+        judged[size] = -abs(size - true) * (1.0 if size < true else 0.02)
+    assert max(judged, key=judged.get) == pytest.approx(min(true, most), rel=0.12)
+    assert len(judged) < 16
+    assert max(judged) <= 1.5**3 * true
 
 
 def test_selection_without_held_out_particles_is_refused():

@@ -1,0 +1,114 @@
+"""`vitrea bench junk`, `order` and `sizes`: what `job: cluster` says of particles, beside what is true of them.
+
+Every run is the job's own: a chain along the first principal component, its schedule, a tenth of the particles held
+out; the specimens are those of benchmarks/aligned.py.
+
+    junk   a share of 0.2 is junk, then none: precision and recall of what is set aside, recall by kind, and the share
+           of good particles that is set aside where there is no junk
+    order  1,500 particles of a motion, 20 nodes: Spearman's correlation of the latent coordinate with the true angle
+    sizes  the number of classes that held-out particles choose
+"""
+import json
+import time
+
+import numpy as np
+from scipy.stats import spearmanr
+from threadpoolctl import threadpool_limits
+
+from vitrea.benchmarks.aligned import CROWDED, GOOD, MOVED, NOISE, simulate_motion
+from vitrea.benchmarks.hinge import COMPONENTS, HELD_OUT, SETS, labels, simulated
+from vitrea.benchmarks.progress import SILENCE
+from vitrea.benchmarks.records import keep, surroundings
+from vitrea.engine.annealing import Schedule, begin, fit
+from vitrea.engine.comm import alone
+from vitrea.engine.latent import chain
+from vitrea.engine.manifold import Expectation, Settings, assign
+from vitrea.engine.selection import next_size
+from vitrea.engine.starts import analyse, from_components
+
+JUNK = 0.2
+MOVING, NODES = 1500, 20
+LEAST, MOST = 3, 75   # classes: with 20 particles each
+KINDS = {"noise": NOISE, "off_centre": MOVED, "neighbour": CROWDED}
+
+
+def cooled(aligned, seed, n_nodes, settings=None, only_cool=False):
+    """The last State of a chain begun along the first principal component; only_cool: not settled."""
+    particles = aligned.particles(HELD_OUT, seed)
+    components, beta = analyse(particles, COMPONENTS, comm=alone())
+    lattice = chain(n_nodes, basis_fraction=1.0, width=0.5)
+    state = begin(from_components(lattice, particles.layout, components, beta), components.eigenvalues[0])
+    return fit(particles, state, settings or Settings(), Schedule(), comm=alone(),
+               on_iteration=lambda state, _: only_cool and state.stage == "settle")
+
+
+def junk(name, snr, seed):
+    """Precision and recall of junk, recall by kind; what of it is found where there is none."""
+    found = {}
+    for share in (JUNK, 0.0):
+        aligned = simulated(name, snr, seed, share)
+        model = cooled(aligned, seed, aligned.n_classes, Settings(outliers=True)).manifold
+        aside = labels(aligned.particles(), model) < 0
+        true = aligned.kind != GOOD
+        if share:
+            found = {"precision": float(true[aside].mean()) if aside.any() else 0.0,
+                     "recall": float(aside[true].mean())}
+            found |= {f"recall_{kind}": float(aside[aligned.kind == number].mean()) for kind, number in KINDS.items()}
+        else:
+            found["false"] = float(aside.mean())
+    return found
+
+
+def order(_, snr, seed):
+    """Spearman's correlation, its sign left out."""
+    aligned, degrees = simulate_motion(MOVING, snr, seed)
+    particles, model = aligned.particles(), cooled(aligned, seed, NODES).manifold
+    expectation = Expectation(particles, model)
+    latent = np.concatenate([assign(expectation, block).latent[:, 0] for block in particles.blocks])
+    return {"spearman": float(abs(spearmanr(latent, degrees).statistic))}
+
+
+def sizes(name, snr, seed):
+    """The number of classes found, the true one, and how many were tried."""
+    aligned, judged = simulated(name, snr, seed), {}
+    while (size := next_size(judged, LEAST, MOST)) is not None:
+        judged[size] = cooled(aligned, seed, size, only_cool=True).best_held_out
+    return {"classes": max(judged, key=judged.get), "true": aligned.n_classes, "tried": len(judged)}
+
+
+MEASURE = {"junk": junk, "order": order, "sizes": sizes}
+SETS_OF = {"junk": ("hinge", "disc"), "order": ("motion",), "sizes": tuple(SETS)}
+
+
+def measure(table, snrs, seeds, progress=SILENCE):
+    """Rows of a table: dicts of set, snr, seed, core-seconds and what was found."""
+    rows = []
+    cases = [(name, snr, seed) for name in SETS_OF[table] for snr in snrs for seed in seeds]
+    progress.step(f"{table}: cases", len(cases))
+    with threadpool_limits(1):
+        for name, snr, seed in cases:
+            start = time.process_time()
+            found = MEASURE[table](name, snr, seed)
+            rows.append({"set": name, "snr": snr, "seed": seed, **found, "seconds": time.process_time() - start})
+            progress.done()
+    return rows
+
+
+def command(arguments):
+    """Run, keep and print one of the tables; the exit code."""
+    rows = measure(arguments.table, arguments.snr, arguments.seeds, arguments.progress)
+    record = {"benchmark": arguments.table, "rows": rows} | surroundings()
+    keep(arguments.records, record)
+    arguments.progress.result(json.dumps(record) if arguments.json else told(rows))
+    return 0
+
+
+def told(rows):
+    """The table for people."""
+    columns = list(rows[0])
+    return "\n".join(["".join(f"{column:>19}" for column in columns)] + [
+        "".join(f"{_shown(row[column]):>19}" for column in columns) for row in rows])
+
+
+def _shown(value):
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
