@@ -20,7 +20,7 @@ from vitrea.engine.storage import PIECE, Memory, pieces
 
 FORMAT = 2
 USER_BLOCK = 512   # bytes, the smallest that HDF5 has
-ROOM_FOR_NAMES = 16_384   # bytes, beyond its values, that an array takes in the file at most
+ROOM_FOR_NAMES = 400   # bytes that an array or attribute takes in the file besides its values, about
 NAME = "checkpoint.h5"
 IMAGES_MARKED = 64   # of all stacks together: enough to notice another stack, few enough to cost nothing
 ELSEWHERE = ("input", "output")   # keys that may change when a run folder or a project is moved
@@ -71,14 +71,15 @@ def _refuse_stack(path, stack, found):
                    "new run with another output")
 
 
-def fingerprint(table, options):
+def fingerprint(table, options, space=None):
     """What must not change between a run and its continuation, as a JSON text: the keys that matter, a digest of the
-    particles."""
-    digest = hashlib.sha256()
+    particles. space: where the arrays of the table are (engine/storage.py)."""
+    digest, space = hashlib.sha256(), space or Memory()
     for array in (table.stack_index, table.section, table.optics_index, table.defocus_u, table.defocus_v,
                   table.defocus_angle, table.phase_shift, table.bfactor, table.origin):
         for part in pieces(len(table)):
             digest.update(np.ascontiguousarray(array[part]))
+            space.release()
     digest.update(repr(table.optics).encode())
     keys = {name: value for name, value in options.as_dict().items()
             if not options_of(type(options))[name].resumable and name not in ELSEWHERE}
@@ -90,7 +91,8 @@ def write_checkpoint(path, arrays, attributes, space=None):
     written. space: where the long arrays are (engine/storage.py)."""
     space = space or Memory()
     with written_beside(path) as beside, open(beside, "w+b") as handle:
-        size = ROOM_FOR_NAMES * (len(arrays) + 1) + sum(array.nbytes for array in arrays.values())
+        size = ROOM_FOR_NAMES * (len(arrays) + len(attributes)) + len(repr(attributes)) + sum(
+            np.asarray(array).nbytes for array in arrays.values())
         os.posix_fallocate(handle.fileno(), 0, USER_BLOCK + size)
         with h5py.File(_Reserved(handle), "w", userblock_size=USER_BLOCK) as file:
             file.attrs["format"] = FORMAT
@@ -105,7 +107,7 @@ def write_checkpoint(path, arrays, attributes, space=None):
 
 
 def _write_array(file, name, array, space):
-    if len(array) <= PIECE:
+    if not np.ndim(array) or len(array) <= PIECE:
         file.create_dataset(name, data=array)
         return
     dataset = file.create_dataset(name, shape=array.shape, dtype=array.dtype)

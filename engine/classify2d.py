@@ -471,15 +471,17 @@ def _save(run, state):
         )
     }
     attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
-                   "fingerprint": fingerprint(run.table, run.options), "n_classes": model.n_classes}
+                   "fingerprint": fingerprint(run.table, run.options, run.passes.shard.space),
+                   "n_classes": model.n_classes}
     write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes, run.passes.shard.space)
     run.saved_at = time.perf_counter()
 
 
 def _restore(run):
     """The State of the last checkpoint, and the particles' entries in run.passes. Collective."""
-    expected = {"fingerprint": fingerprint(run.table, run.options), "n_classes": run.options.n_classes}
-    arrays, kept = read_checkpoint(run.options.output / CHECKPOINT_NAME, expected, run.passes.shard.space)
+    space = run.passes.shard.space
+    expected = {"fingerprint": fingerprint(run.table, run.options, space), "n_classes": run.options.n_classes}
+    arrays, kept = read_checkpoint(run.options.output / CHECKPOINT_NAME, expected, space)
     _check_stacks(run, arrays["stacks"])
     model = Model(*(arrays[name] for name in ("references", "sigma2", "tau2", "ssnr", "class_prior")),
                   float(kept["sigma_offset"]), int(kept["rings"]), int(kept["rings_before"]))
