@@ -18,11 +18,14 @@ from vitrea.benchmarks.measure import (
     append_line,
     classify,
     compared,
+    ended_by_signals,
     environment,
+    iterations_done,
     iterations_of,
     simulate,
     table,
 )
+from vitrea.benchmarks.progress import Progress
 
 BOX, PIXEL_SIZE, DIAMETER, PARTICLES_A_VIEW = 64, 4.0, 200.0, 200      # px, Å/px, Å
 COLUMNS = ("views", "K", "SNR", "seed", "purity", "ARI", "views found", "most views in one class", "angle [°]",
@@ -31,7 +34,7 @@ COLUMNS = ("views", "K", "SNR", "seed", "purity", "ARI", "views found", "most vi
 
 def main():
     arguments = parse()
-    records = []
+    records, arguments.progress = [], Progress()
     with tempfile.TemporaryDirectory(prefix="vitrea-accuracy-") as temporary:
         folder = Path(arguments.keep or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +43,7 @@ def main():
             record = one_run(arguments, folder, views, snr, round(ratio * views), seed)
             records.append(record)
             append_line(arguments.output, record)
-            print(table(COLUMNS, [row(record)]).splitlines()[-1], flush=True)
+            arguments.progress.result(table(COLUMNS, [row(record)]).splitlines()[-1])
             if not arguments.keep:
                 clear(folder)
     print("\n" + table(COLUMNS, [row(record) for record in records]))
@@ -51,12 +54,14 @@ def one_run(arguments, folder, views, snr, n_classes, seed):
     stack = f"stack_v{views}_snr{snr:g}_s{seed}"
     if not (folder / stack / "truth.star").exists():
         simulate(folder / stack, n=PARTICLES_A_VIEW * views, views=views, snr=snr, seed=seed, box=BOX,
-                 pixel_size=PIXEL_SIZE)
+                 pixel_size=PIXEL_SIZE, progress=arguments.progress)
     name = f"run_v{views}_snr{snr:g}_k{n_classes}_s{seed}"
     shutil.rmtree(folder / name, ignore_errors=True)
     keys = {"input": f"{stack}/particles.star", "n_classes": n_classes, "particle_diameter": DIAMETER, "seed": seed}
     keys |= dict(pair.split("=", 1) for pair in arguments.set)
-    measured, records = classify(folder, keys, name)
+    arguments.progress.step(f"{views} views, K = {n_classes}, SNR {snr:g}, seed {seed}: iterations",
+                            count=iterations_done(folder / name))
+    measured, records = classify(folder, keys, name, arguments.progress)
     scores = compared(folder, f"{stack}/truth.star", f"{name}/run_data.star")
     return record_of(views, snr, n_classes, seed, arguments.set, measured, records, scores) | environment()
 
@@ -142,4 +147,5 @@ def parse():
 
 
 if __name__ == "__main__":
-    main()
+    with ended_by_signals():
+        main()

@@ -64,7 +64,7 @@ class Progress:
         """The line at `now` [s of time.monotonic]."""
         words = f"{format_clock(now - self._begin)}  {self._words}"
         if not self._of:
-            return words
+            return f"{words}   {self._done} done" if self._count else words
         words += f"   {self._done} of {self._of} done"
         if 0 < self._done < self._of:
             words += f", {format_clock((now - self._step_begin) * (self._of / self._done - 1.0))} left"

@@ -19,7 +19,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitrea.benchmarks.measure import HERE, RESULTS, append_line, classify, environment, iterations_of, table
+from vitrea.benchmarks.measure import (
+    HERE,
+    RESULTS,
+    append_line,
+    classify,
+    ended_by_signals,
+    environment,
+    iterations_of,
+    table,
+)
+from vitrea.benchmarks.progress import Progress
 from vitrea.engine.star import read_star
 
 LARGEST_PICTURE = 300_000     # bytes
@@ -45,7 +55,7 @@ def main():
     data = Path(os.environ.get("VITREA_DATA", HERE.parent.parent / "shared" / "data")).resolve()
     if not data.is_dir():
         sys.exit(f"{data} is not there: set VITREA_DATA to the folder of real data")
-    records = []
+    records, progress = [], Progress()
     with tempfile.TemporaryDirectory(prefix="vitrea-real-") as temporary:
         folder = Path(arguments.keep or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,13 +63,15 @@ def main():
             star, keys = job_of(name, data, folder)
             keys |= {"n_classes": arguments.classes} if arguments.classes else {}
             keys |= dict(pair.split("=", 1) for pair in arguments.key)
+            progress.step(f"{name}: classify2d")
             record = one_run(folder, name, star, keys)
             records.append(record)
             append_line(arguments.output, record)
-            print(f"{name}: {folder / ('run_' + name) / 'classes.png'}", flush=True)
+            if arguments.keep:
+                progress.result(f"{name}: {folder / ('run_' + name) / 'classes.png'}")
             if arguments.pictures:
                 shrink(folder / f"run_{name}" / "classes.png", Path(arguments.pictures) / f"{name}.png")
-    print("\n" + table(COLUMNS, [row(record) for record in records]))
+    progress.result("\n" + table(COLUMNS, [row(record) for record in records]))
 
 
 def job_of(name, data, folder):
@@ -135,4 +147,5 @@ def parse():
 
 
 if __name__ == "__main__":
-    main()
+    with ended_by_signals():
+        main()

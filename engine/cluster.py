@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -25,6 +25,7 @@ from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.manifold import Settings
 from vitrea.engine.plan import machine_room
 from vitrea.engine.posed import PosedGeometry, PosedShard, make_posed_geometry, read_posed
+from vitrea.engine.trials import Trials, most_classes, usual_starts
 from vitrea.engine.window import PoseWindow, make_window
 
 COMPONENTS = 8   # principal components looked at; a start uses as many as its grid has axes
@@ -58,7 +59,7 @@ def run(options, *, resume, comm):
         if begun is None:
             log.tell("stopped", reason=stop.reason)
             return "stopped"
-        state = _iterate(begun, _restore(begun) if resume else start(begun))
+        state = _tried(begun, *(_restore(begun) if resume else (Trials(), None)))
         if not finished(options, state):
             log.tell("stopped", **_reached(options, state), reason=stop.reason)
             return "stopped"
@@ -115,9 +116,34 @@ def make_lattice(options):
     return latent.grid(shape, **given)
 
 
-def start(run):
-    """The first State: just below the temperature where classes appear, or, from given classes, at the last one."""
-    options, embedded = run.options, run.shard.embedded
+def sized(options, n_classes):
+    """The options of a trial with so many classes."""
+    return replace(options, n_classes=n_classes)
+
+
+def _tried(run, trials, state):
+    """Go through the trials, if there are more than one, and finish the best: the last State, or that of a stop."""
+    options, n = run.options, run.shard.embedded.n_total
+    most = most_classes(n)
+    can_choose = options.held_out > 0 and options.start != "classes"
+    n_starts = options.starts or (usual_starts(n, options.n_classes or most) if can_choose else 1)
+    bounds = (n_starts, 5 if options.latent == "closed_chain" else 3, most)
+    while (trial := trials.next(options.n_classes, *bounds)) is not None:
+        state = _iterate(run, state or start(run, *trial), trials, only_cool=True)
+        if state.stage == "cool" and state.iteration < options.max_iterations:
+            return state
+        trials = trials.after(*trial, state)
+        run.log.line(f"{trial[0]} classes, start {trial[1] + 1}: held out {trials.judged[-1]:.3f}")
+        state = None
+    return _iterate(run, state or trials.best or start(run, options.n_classes, 0), trials)
+
+
+def start(run, n_classes, number):
+    """The first State: just below the temperature where classes appear, or, from given classes, at the last one.
+
+    number: 0 for the start that the job names; others are random.
+    """
+    options, embedded = sized(run.options, n_classes), run.shard.embedded
     lattice, layout = make_lattice(options), embedded.layout
     components, beta = starts.analyse(embedded, max(COMPONENTS, lattice.dimension), comm=run.comm, seed=options.seed)
     critical = float(components.eigenvalues[0])
@@ -127,8 +153,8 @@ def start(run):
         references = given_classes(run, lattice.n_nodes)
         return annealing.begin_settled(starts.from_references(lattice, layout, references, beta),
                                        options.temperature)
-    if options.start == "random":
-        manifold = starts.at_random(lattice, layout, components, beta, options.seed)
+    if options.start == "random" or number:
+        manifold = starts.at_random(lattice, layout, components, beta, options.seed + number)
     else:
         manifold = starts.from_components(lattice, layout, components, beta)
     return annealing.begin(manifold, critical, options.temperature)
@@ -167,22 +193,24 @@ def finished(options, state):
     return state.stage == "done" or state.iteration >= options.max_iterations
 
 
-def _iterate(run, state):
-    """Iterate to the end, or until the run is asked to stop: the last State."""
+def _iterate(run, state, trials, only_cool=False):
+    """Iterate to the end (of cooling), or until the run is asked to stop: the last State."""
     settings = Settings(outliers=run.options.outliers, window=run.window, threads=run.options.threads)
     learner = annealing.Annealing(run.shard.embedded, state.manifold.lattice, settings,
-                                  schedule(run.options, len(run.table)), comm=run.comm)
-    while not finished(run.options, state):
+                                  schedule(sized(run.options, state.manifold.n_nodes), len(run.table)),
+                                  comm=run.comm)
+    while not (finished(run.options, state) or (only_cool and state.stage == "settle")):
         run.stop.asked()   # tells the other ranks
         if run.stop.agreed():
             return state
         begin = time.perf_counter()
         state, report = learner.step(state)
         run.memory = max(run.memory, peak_memory())
-        _save(run, state)
+        _save(run, state, trials)
         _report(run, state, report, time.perf_counter() - begin)
-    run.log.line(f"settled at T {state.manifold.temperature:.2f}" if state.stage == "done" else
-                 "max_iterations reached, not settled")
+    if not only_cool:
+        run.log.line(f"settled at T {state.manifold.temperature:.2f}" if state.stage == "done" else
+                     "max_iterations reached, not settled")
     return state
 
 
@@ -195,13 +223,13 @@ def _report(run, state, report, seconds):
 
 def _most_left(run, state):
     """Iterations that are left, at most."""
-    plan, stage = schedule(run.options, len(run.table)), state.stage
+    plan, stage = schedule(sized(run.options, state.manifold.n_nodes), len(run.table)), state.stage
     if stage == "done":
         return 0
     left = plan.settle - (state.in_stage if stage == "settle" else 0)
     if stage == "cool":
         temperatures = np.ceil(np.log(state.manifold.temperature / plan.coldest) / -np.log(plan.cooling)) + 1
-        left += int(temperatures) * plan.sweeps - state.in_stage + 1
+        left += int(temperatures) * plan.sweeps * (1 if state.ordered else 2) - state.in_stage + 1
     return min(left, run.options.max_iterations - state.iteration)
 
 
@@ -216,17 +244,17 @@ def identity(run):
     return {"fingerprint": fingerprint(run.table, run.options), "psi": f"digest {digest[:8]}"}
 
 
-def _save(run, state):
+def _save(run, state, trials):
     """Write the checkpoint of a finished iteration. Collective."""
     if run.comm.rank == 0:
         arrays = {name: np.char.encode(array) if array.dtype.kind == "U" else array
-                  for name, array in annealing.state_arrays(state).items()}
+                  for name, array in (annealing.state_arrays(state) | trials.arrays()).items()}
         write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, identity(run))
 
 
 def _restore(run):
-    """The State of the last checkpoint. Collective."""
+    """(Trials, State) of the last checkpoint. Collective."""
     arrays, _ = read_checkpoint(run.options.output / CHECKPOINT_NAME, identity(run))
     state = annealing.state_from_arrays(arrays)
     run.log.tell("resumed", **_reached(run.options, state))
-    return state
+    return Trials.from_arrays(arrays), state

@@ -15,6 +15,7 @@ from vitrea.engine.plan import (
 )
 from vitrea.engine.posed import make_posed_geometry, require_poses
 from vitrea.engine.shards import make_blocks
+from vitrea.engine.trials import most_classes
 from vitrea.engine.window import window_size
 
 POSED_COPIES = 6    # of the class averages at every pose of a window
@@ -52,6 +53,8 @@ class ClusterPlan:
 def plan_cluster(options, table, n_ranks, room=np.inf):
     """ClusterPlan of a cluster job on `n_ranks` that may take `room` bytes each; JobError if it cannot work."""
     require_poses(table)
+    if options.n_classes is None:
+        options = replace(options, n_classes=most_classes(len(table)))
     return _planned(options, table, n_ranks, room)
 
 

@@ -66,7 +66,7 @@ class Option:
     def parse(self, text: str) -> object:
         """The value of a text from a job file or the command line; OptionError if it is not one of this key."""
         text = text.strip()
-        if text in ("null", "~", ""):
+        if text in ("null", "~", "") or (text == "auto" and self.nullable):
             return self.check(None)
         if self.kind is bool:
             return self.check(_BOOLEANS.get(text.lower(), text))
@@ -119,6 +119,7 @@ SECTIONS = {
     "micrographs": "The micrographs",
     "labels": "The labels",
     "training": "The network and its training",
+    "recursion": "Rounds of training on the network's own picks",
     "picking": "Picking",
     "particles": "The particles",
     "model": "The model",
@@ -284,8 +285,9 @@ START_CHOICES = {
 class ClusterOptions(ParticleJobOptions):
     """The keys of `job: cluster`."""
 
-    n_classes: int = key("number of class averages, the nodes of the latent grid", minimum=3, example=100,
-                         section="job")
+    n_classes: int | None = key("number of class averages, the nodes of the latent grid; or auto", minimum=3,
+                                example=100, null_means="auto, the number that held-out particles choose",
+                                section="job")
 
     latent: str = key("how the classes are related: the grid whose nodes they are", "chain", choices=LATENT_CHOICES,
                       section="model")
@@ -305,6 +307,9 @@ class ClusterOptions(ParticleJobOptions):
                               minimum=0, maximum=10, section="search")
 
     start: str = key("where the class averages begin", "components", choices=START_CHOICES, section="iterations")
+    starts: int | None = key("beginnings tried; the one that held-out particles judge best is kept", None, minimum=1,
+                             null_means="3, or 1 where particles times classes exceed two million",
+                             section="iterations")
     temperature: float = key("temperature at which the annealing ends; 1 is the likelihood itself, more is smoother",
                              1.0, minimum=1, maximum=100, section="iterations")
     cooling: float = key("factor from one temperature of the annealing to the next", 0.8, minimum=0.5, maximum=0.99,
@@ -314,13 +319,27 @@ class ClusterOptions(ParticleJobOptions):
     minibatch_size: int | None = key("particles of an iteration while cooling; the end sees all", None, minimum=1,
                                      null_means="all, or of many particles 16 a class, at least 16384", example=20000,
                                      section="iterations")
-    max_iterations: int = key("iterations, at most", 300, minimum=1, resumable=True, section="iterations")
+    max_iterations: int = key("iterations from one beginning, at most", 300, minimum=1, resumable=True,
+                              section="iterations")
 
     def latent_shape(self) -> tuple[int, ...]:
         """Nodes along each axis of the latent grid; () if the classes cannot be laid out on it."""
-        return near_cube(self.n_classes, {"plane": 2, "volume": 3}.get(self.latent, 1))
+        return near_cube(self.n_classes or 3, {"plane": 2, "volume": 3}.get(self.latent, 1))
 
     def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        several = "n_classes" if self.n_classes is None else "starts" if (self.starts or 1) > 1 else ""
+        if several and (self.held_out == 0 or self.start == "classes"):
+            yield (several, "held_out", "start"), (
+                "held-out particles choose between several runs, but none are held out, or every run would begin with "
+                f"the given classes; expected held_out above 0 and another start; change these or {several}"
+            )
+        if self.n_classes is None and self.latent in ("plane", "volume"):
+            yield ("n_classes", "latent"), (
+                f"the number of classes of a {self.latent} cannot be found; expected a number, or another latent grid; "
+                "write for example n_classes: 100"
+            )
+        if self.n_classes is None:
+            return
         if not self.latent_shape():
             better = next(n for n in range(self.n_classes, 2 * self.n_classes + 8)
                           if dataclasses.replace(self, n_classes=n).latent_shape())

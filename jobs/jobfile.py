@@ -29,7 +29,7 @@ from vitrea.engine.options import (
     format_value,
     options_of,
 )
-from vitrea.picker.options import ExtractOptions, PickOptions, PickTrainOptions
+from vitrea.picker.options import ExtractOptions, PickOptions, PickTrainOptions, RecurseOptions
 
 JOB_NAME = "job.yaml"
 
@@ -102,6 +102,13 @@ JOBS = {
             PickOptions,
             "vitrea.picker.pick_job:run",
             checker="vitrea.picker.pick_job:check",
+        ),
+        JobType(
+            "recurse",
+            "labelled and other micrographs to a picker's model that has also learned from its own picks",
+            RecurseOptions,
+            "vitrea.picker.recurse:run",
+            checker="vitrea.picker.recurse:check",
         ),
         JobType(
             "extract",

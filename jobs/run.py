@@ -227,7 +227,7 @@ def _check_lines(path: Path, job: Job, table: object, planned: object, ranks: in
     a_rank = f"{format_bytes(planned.memory_per_rank_bytes)} a rank"
     whole = f"{format_bytes(planned.memory_per_rank_bytes * ranks)} on {ranks} ranks" if ranks > 1 else "on 1 rank"
     return [
-        f"{path}   {job.type.name}   {job.options.n_classes} classes   into {job.options.output}",
+        f"{path}   {job.type.name}   {job.options.n_classes or 'auto'} classes   into {job.options.output}",
         f"particles   {planned.particles:,} in {job.options.input}   {planned.particles_per_rank:,} a rank",
         f"images      box {planned.box_size} px   {planned.pixel_size:.4g} Å/px   {optics}",
         f"{planned.work_name:<12}{planned.work}",
@@ -239,8 +239,8 @@ def _check_lines(path: Path, job: Job, table: object, planned: object, ranks: in
 def _doubts(options: object, planned: object) -> list[str]:
     """What a job may mean, but is more often a slip: each in one line."""
     doubts = []
-    members, share = planned.particles / options.n_classes, options.particle_diameter / (
-        planned.box_size * planned.pixel_size)
+    members = planned.particles / (options.n_classes or 1)
+    share = options.particle_diameter / (planned.box_size * planned.pixel_size)
     if members < FEW_MEMBERS:
         doubts.append(f"n_classes: {options.n_classes} for {planned.particles:,} particles are {members:.1f} particles "
                       "a class; a hundred is usual")

@@ -60,6 +60,37 @@ class PickTrainOptions(MicrographOptions):
                     section="training")
 
 
+SORT_CHOICES = {
+    "scores": "by their own probability",
+    "classify2d": "by the mean probability of its class in two dimensions",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurseOptions(PickTrainOptions):
+    """The keys of `job: recurse`."""
+
+    unlabelled: Path = key("more micrographs, without labels: a STAR file, a folder or a pattern",
+                           example=Path("micrographs.star"), section="recursion")
+    rounds: int = key("trainings at most; they end when F on the micrographs held back no longer rises", 3, minimum=2,
+                      section="recursion")
+    sort: str = key("how picks are sorted into particles, background and those that are not learned from", "scores",
+                    choices=SORT_CHOICES, section="recursion")
+    accept: float = key("least probability of a pick that is learned from as a particle", 0.8, above=0, maximum=1,
+                        section="recursion")
+    reject: float = key("picks with a lower probability are background", 0.2, minimum=0, maximum=1,
+                        section="recursion")
+    rejected: Path | None = key("folder of coordinate files with places where a person has seen that no particle is",
+                                None, null_means="none", section="recursion")
+    n_classes: int = key("classes to sort by, where sort is classify2d", 10, minimum=2, section="recursion")
+
+    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        if self.reject > self.accept:
+            yield ("reject", "accept"), (
+                f"reject is {self.reject:g}, more than accept of {self.accept:g}; a pick cannot be both; make reject "
+                "smaller")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PickOptions(MicrographOptions):
     """The keys of `job: pick`."""

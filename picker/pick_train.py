@@ -37,35 +37,58 @@ def run(options, *, resume, comm):
     A run that is resumed begins anew: it takes minutes and has no checkpoint. Raises JobError for a user's mistake.
     """
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
-        network = PRESETS[options.network]
-        preparation = Preparation.of(network, options.diameter)
-        labels = load_labels(options, preparation, log, comm=comm)
+        labels = load_labels(options, Preparation.of(PRESETS[options.network], options.diameter), log, comm=comm)
         held = int(options.holdout * len(labels))
         training, testing = labels[held:], labels[:held] or labels
-        _announce(options, network, preparation, training, held, log, comm)
-        recipe = DEFAULT if options.network == "vitrea" else PUBLISHED
-        recipe = replace(recipe, steps=options.steps or recipe.steps)
-        state, losses = None, []
-        for state in train(training, network, options.diameter / preparation.pixel_size, recipe, seed=options.seed,
-                           comm=comm):
-            losses.append(state.loss)
-            if state.step % TOLD_STEPS == 0:
-                log.line(f"step {state.step:>5}/{recipe.steps}   loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
-            if stop.agreed():
-                log.tell("stopped", reason=stop.reason)
-                return "stopped"
-        picker = Picker(network, state.parameters, state.statistics, preparation,
-                        options.min_distance * options.diameter)
-        judged = _judged(picker, testing, options, HELD_BACK if held else TRAINED_ON)
-        model = Model(judged.picker, options.diameter, judged.threshold, {
-            "version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": recipe.steps,
-            "labels": sum(len(each.positives) for each in training), "micrographs": len(training), "held_back": held,
-            "loss": [round(loss, 6) for loss in losses[TOLD_STEPS - 1::TOLD_STEPS]], **judged.as_dict()})
+        _announce(options, training, held, log, comm)
+        fitted = fit_model(training, testing, options, log, stop=stop, comm=comm)
+        if fitted is None:
+            log.tell("stopped", reason=stop.reason)
+            return "stopped"
         if comm.rank == 0:
-            write_model(Path(options.output) / MODEL_NAME, model)
-            draw_training(Path(options.output) / TRAINING_NAME, losses, judged.curve, judged.threshold, judged.after)
-        _tell(judged, held, log)
+            write_fitted(options.output, fitted)
+        tell_judged(fitted.judged, held, log)
         return "done"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained Model, what labelled micrographs say of it, and the loss of every step."""
+
+    model: Model
+    judged: "Judged"
+    losses: list
+
+
+def fit_model(training, testing, options, log, *, stop, comm):
+    """Train on LabelledMicrographs as the keys of a pick-train job say, calibrate and judge on those for testing: a
+    Fitted, or None if the run was asked to stop. Collective."""
+    network = PRESETS[options.network]
+    preparation = Preparation.of(network, options.diameter)
+    recipe = DEFAULT if options.network == "vitrea" else PUBLISHED
+    recipe = replace(recipe, steps=options.steps or recipe.steps)
+    state, losses = None, []
+    for state in train(training, network, options.diameter / preparation.pixel_size, recipe, seed=options.seed,
+                       comm=comm):
+        losses.append(state.loss)
+        if state.step % TOLD_STEPS == 0:
+            log.line(f"step {state.step:>5}/{recipe.steps}   loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
+        if stop.agreed():
+            return None
+    held = sum(all(each is not other for other in training) for each in testing)
+    picker = Picker(network, state.parameters, state.statistics, preparation, options.min_distance * options.diameter)
+    judged = _judged(picker, testing, options, HELD_BACK if held else TRAINED_ON)
+    return Fitted(Model(judged.picker, options.diameter, judged.threshold, {
+        "version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": recipe.steps,
+        "labels": sum(len(each.positives) for each in training), "micrographs": len(training), "held_back": held,
+        "loss": [round(loss, 6) for loss in losses[TOLD_STEPS - 1::TOLD_STEPS]], **judged.as_dict()}), judged, losses)
+
+
+def write_fitted(folder, fitted):
+    """Write the model and the picture of its training into a folder."""
+    write_model(Path(folder) / MODEL_NAME, fitted.model)
+    draw_training(Path(folder) / TRAINING_NAME, fitted.losses, fitted.judged.curve, fitted.judged.threshold,
+                  fitted.judged.after)
 
 
 @dataclass(frozen=True)
@@ -105,7 +128,9 @@ def _open_log(options, comm):
     return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
 
 
-def _announce(options, network, preparation, training, held, log, comm):
+def _announce(options, training, held, log, comm):
+    network = PRESETS[options.network]
+    preparation = Preparation.of(network, options.diameter)
     positives = sum(len(each.positives) for each in training)
     log.record("start", job="pick-train", output=str(options.output), input=str(options.input), ranks=comm.size,
                options=options.as_dict())
@@ -198,8 +223,8 @@ def _scored(picker, labelled):
     return np.stack([picks.y, picks.x], axis=1), picks.score, labelled.positives, labelled.ignored
 
 
-def _tell(judged, held, log):
-    """What the labels say of the model, in the log."""
+def tell_judged(judged, held, log, kind="done"):
+    """What the labels say of the model, in the log: lines, and a record of this kind."""
     counts, where = judged.counts, TRAINED_ON
     if held:
         where = f"{held} {HELD_BACK}" if held > 1 else "the micrograph held back"
@@ -214,6 +239,6 @@ def _tell(judged, held, log):
                  f"{sum(n for *_, n in judged.after.bins)} candidates")
         for mean, frequency, n in judged.after.bins:
             log.line(f"probability {mean:.2f}   {frequency:.2f} are particles   {n} candidates")
-    log.line(f"done   threshold {judged.threshold:.3f}   precision {counts.precision:.3f}   recall "
+    log.line(f"{kind}   threshold {judged.threshold:.3f}   precision {counts.precision:.3f}   recall "
              f"{counts.recall:.3f}   F1 {counts.f():.3f} on {where}")
-    log.record("done", threshold=judged.threshold, **judged.as_dict())
+    log.record(kind, threshold=judged.threshold, **judged.as_dict())

@@ -1,4 +1,5 @@
 """cluster from the job file to the run folder: the same answer however it is computed, the right one, and mistakes."""
+import dataclasses
 import os
 import re
 import shutil
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.running import RESUME, RUN, iterations, same_files, wait_until, write_job
-from vitrea.engine.annealing import begin, fit
+from vitrea.engine import latent
+from vitrea.engine.annealing import begin, begin_settled, fit
 from vitrea.engine.cluster import make_lattice, schedule
 from vitrea.engine.cluster_plan import plan_cluster
 from vitrea.engine.comm import alone as own_communicator
@@ -22,11 +24,13 @@ from vitrea.engine.options import ClusterOptions
 from vitrea.engine.particles import read_particles
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star, write_star
-from vitrea.engine.starts import analyse, from_components
+from vitrea.engine.starts import analyse, from_components, from_references
+from vitrea.engine.trials import Trials
 from vitrea.jobs import cli
 from vitrea.kernels.embedding import HalfPlane, shell_power
 
-SMALL = {"n_classes": 5, "particle_diameter": 140, "max_resolution": 14, "cooling": 0.6, "max_iterations": 60}
+SMALL = {"n_classes": 5, "particle_diameter": 140, "max_resolution": 14, "cooling": 0.6, "starts": 1,
+         "max_iterations": 60}
 RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs", "latent_map.png")
 
 
@@ -54,7 +58,7 @@ def alone(stacks, tmp_path_factory):
 
 
 def mixed_job(folder, stacks):
-    keys = SMALL | {"max_resolution": 16, "max_iterations": 25}
+    keys = SMALL | {"max_resolution": 16, "starts": 2, "max_iterations": 25}
     return write_job(folder / "job.yaml", "cluster", input=stacks / "mixed-truth.star", output="run", **keys)
 
 
@@ -177,6 +181,35 @@ def test_every_latent_grid_finds_the_views(cluster, stacks, latent, n_classes, a
     assert (folder / "latent_map.png").exists()
 
 
+def test_held_out_particles_choose_the_number_of_classes(cluster, stacks):
+    folder = cluster(stacks / "plain" / "truth.star", n_classes="auto", outliers="false", starts=2)
+    assert re.findall(r"(\d+) classes, start (\d)", (folder / "run.out").read_text())[-1] == ("3", "2")
+    assert len(mrcfile.read(folder / "run_classes.mrcs")) == 3
+    assert compare(stacks / "plain" / "truth.star", folder / "run_data.star").purity > 0.98
+
+
+def test_of_several_starts_the_best_is_kept_and_what_was_tried_is_remembered():
+    def cooled(judgement):
+        state = begin_settled(from_references(latent.free(3), Layout(np.arange(4), np.arange(4)), np.eye(3, 4),
+                                              np.ones(4)))
+        return dataclasses.replace(state, best_held_out=judgement)
+
+    trials = Trials()
+    for judgement in (-3.0, -1.0, -2.0):
+        trial = trials.next(7, 3, 3, 100)
+        trials = Trials.from_arrays(trials.after(*trial, cooled(judgement)).arrays())
+    assert (trials.sizes, trials.starts, trials.judged) == ((7, 7, 7), (0, 1, 2), (-3.0, -1.0, -2.0))
+    assert trials.best.best_held_out == -1.0
+    assert trials.next(7, 3, 3, 100) is None
+    assert Trials().next(7, 1, 3, 100) is None
+    trials = Trials()
+    while (trial := trials.next(None, 2, 3, 100)) is not None:
+        trials = trials.after(*trial, cooled(-abs(trial[0] - 10.0) - trial[1]))
+    assert trials.sizes[-1] == 10
+    assert sorted(number for size, number in zip(trials.sizes, trials.starts) if size == 10) == [0, 1]
+    assert sum(trials.starts) == 1
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_many_unrelated_classes_appear_although_their_mean_is_empty(seed):
     """Sixteen images that cancel in the mean, on a chain of sixteen. Were the evidence alone to find the prior while
@@ -295,6 +328,10 @@ def not_finite(folder):
 
 
 MISTAKES = [
+    (keys(n_classes="auto", held_out=0), r"job\.yaml:4: held-out particles choose between several runs, but none are "
+     r"held out, .*; expected held_out above 0 and another start; .*"),
+    (keys(n_classes="auto", latent="plane"), r"job\.yaml:4: the number of classes of a plane cannot be found; "
+     r"expected .*"),
     (no_poses, r"given\.star: no alignments were found \(rlnAnglePsi and rlnOriginXAngst are missing or 0 in every "
      r"row\); expected the result of an alignment; run 'job: classify2d' first and give its run_data\.star"),
     (keys(n_classes=241), r"n_classes: 241 classes, but given\.star holds 240 particles; expected .*; lower .*"),
