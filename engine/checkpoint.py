@@ -1,12 +1,13 @@
 """The state of a run between two iterations, in one HDF5 file that is complete or not there.
 
-The file is made in memory and written with one plain write: when a disk fills up under HDF5 itself, its library prints
-pages of errors and crashes at the end of the program. It also crashes on damaged files, so the first 512 bytes, which
-HDF5 leaves to its users, hold a digest of the rest that is looked at before.
+The bytes of the file are reserved before HDF5 writes it: when a disk fills up under HDF5, its library prints pages of
+errors and crashes at the end of the program. It also crashes on damaged files, so the first 512 bytes, which HDF5
+leaves to its users, hold a digest of the rest that is looked at before. What is held of all particles is written and
+read in pieces.
 """
 import hashlib
-import io
 import json
+import os
 
 import h5py
 import numpy as np
@@ -15,9 +16,11 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.options import options_of
 from vitrea.engine.stacks import StackReader
+from vitrea.engine.storage import PIECE, Memory, pieces
 
 FORMAT = 2
 USER_BLOCK = 512   # bytes, the smallest that HDF5 has
+ROOM_FOR_NAMES = 400   # bytes that an array or attribute takes in the file besides its values, about
 NAME = "checkpoint.h5"
 IMAGES_MARKED = 64   # of all stacks together: enough to notice another stack, few enough to cost nothing
 ELSEWHERE = ("input", "output")   # keys that may change when a run folder or a project is moved
@@ -68,63 +71,127 @@ def _refuse_stack(path, stack, found):
                    "new run with another output")
 
 
-def fingerprint(table, options):
+def fingerprint(table, options, space=None):
     """What must not change between a run and its continuation, as a JSON text: the keys that matter, a digest of the
-    particles."""
-    digest = hashlib.sha256()
+    particles. space: where the arrays of the table are (engine/storage.py)."""
+    digest, space = hashlib.sha256(), space or Memory()
     for array in (table.stack_index, table.section, table.optics_index, table.defocus_u, table.defocus_v,
                   table.defocus_angle, table.phase_shift, table.bfactor, table.origin):
-        digest.update(np.ascontiguousarray(array).tobytes())
+        for part in pieces(len(table)):
+            digest.update(np.ascontiguousarray(array[part]))
+            space.release()
     digest.update(repr(table.optics).encode())
     keys = {name: value for name, value in options.as_dict().items()
             if not options_of(type(options))[name].resumable and name not in ELSEWHERE}
     return json.dumps(keys | {"the particles": f"{len(table)} with digest {digest.hexdigest()[:8]}"})
 
 
-def write_checkpoint(path, arrays, attributes):
+def write_checkpoint(path, arrays, attributes, space=None):
     """Write named arrays and attributes (numbers, texts) to `path`, beside and renamed. JobError if it cannot be
-    written."""
-    content = io.BytesIO()
-    with h5py.File(content, "w", userblock_size=USER_BLOCK) as file:
-        file.attrs["format"] = FORMAT
-        for name, value in attributes.items():
-            file.attrs[name] = value
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array)
-    content.getbuffer()[:USER_BLOCK] = _seal(content.getbuffer())
-    with written_beside(path) as beside:
-        beside.write_bytes(content.getbuffer())
+    written. space: where the long arrays are (engine/storage.py)."""
+    space = space or Memory()
+    with written_beside(path) as beside, open(beside, "w+b") as handle:
+        size = ROOM_FOR_NAMES * (len(arrays) + len(attributes)) + len(repr(attributes)) + sum(
+            np.asarray(array).nbytes for array in arrays.values())
+        os.posix_fallocate(handle.fileno(), 0, USER_BLOCK + size)
+        with h5py.File(_Reserved(handle), "w", userblock_size=USER_BLOCK) as file:
+            file.attrs["format"] = FORMAT
+            for name, value in attributes.items():
+                file.attrs[name] = value
+            for name, array in arrays.items():
+                _write_array(file, name, array, space)
+        handle.flush()
+        seal = _seal(handle)
+        handle.seek(0)
+        handle.write(seal)
 
 
-def read_checkpoint(path, expected):
-    """(arrays, attributes) of a checkpoint; JobError unless its attributes agree with `expected`."""
-    with h5py.File(_whole(path)) as file:
+def _write_array(file, name, array, space):
+    if not np.ndim(array) or len(array) <= PIECE:
+        file.create_dataset(name, data=array)
+        return
+    dataset = file.create_dataset(name, shape=array.shape, dtype=array.dtype)
+    for part in pieces(len(array)):
+        dataset[part] = array[part]
+        space.release()
+
+
+class _Reserved:
+    """A file whose bytes are there already, as HDF5 wants to see it: empty, and growing as it is written."""
+
+    def __init__(self, handle):
+        self._handle, self._end = handle, 0
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        return self._handle.seek(self._end if whence == os.SEEK_END else offset)
+
+    def tell(self):
+        return self._handle.tell()
+
+    def read(self, size=-1):
+        return self._handle.read(size)
+
+    def readinto(self, buffer):
+        return self._handle.readinto(buffer)
+
+    def write(self, content):
+        count = self._handle.write(content)
+        self._end = max(self._end, self._handle.tell())
+        return count
+
+    def truncate(self, size):
+        self._end = size
+        return self._handle.truncate(size)
+
+    def flush(self):
+        self._handle.flush()
+
+
+def read_checkpoint(path, expected, space=None):
+    """(arrays, attributes) of a checkpoint, long arrays in `space` (engine/storage.py; memory by default); JobError
+    unless its attributes agree with `expected`."""
+    space = space or Memory()
+    with open(_whole(path), "rb") as handle, h5py.File(handle, "r") as file:
         attributes = dict(file.attrs)
-        arrays = {name: dataset[()] for name, dataset in file.items()}
-    for name, value in {"format": FORMAT, **expected}.items():
-        found = attributes.get(name)
-        if found != value:
-            _refuse(path, name, found, value)
+        for name, value in {"format": FORMAT, **expected}.items():
+            found = attributes.get(name)
+            if found != value:
+                _refuse(path, name, found, value)
+        arrays = {name: _read_array(dataset, space) for name, dataset in file.items()}
     return arrays, attributes
 
 
-def _seal(content):
+def _read_array(dataset, space):
+    if not dataset.shape or len(dataset) <= PIECE:
+        return dataset[()]
+    array = space.zeros(dataset.shape, dataset.dtype)
+    for part in pieces(len(array)):
+        array[part] = dataset[part]
+        space.release()
+    return array
+
+
+def _seal(handle):
     """The user block: a line of text with the digest of what comes after it."""
-    digest = hashlib.sha256(content[USER_BLOCK:]).hexdigest()
-    return f"vitrea checkpoint sha256 {digest}\n".encode().ljust(USER_BLOCK, b"\0")
+    digest = hashlib.sha256()
+    handle.seek(USER_BLOCK)
+    while content := handle.read(2**20):
+        digest.update(content)
+    return f"vitrea checkpoint sha256 {digest.hexdigest()}\n".encode().ljust(USER_BLOCK, b"\0")
 
 
 def _whole(path):
-    """The file's content; JobError if it cannot be read or is not as it was written."""
+    """The path; JobError if the file cannot be read or is not as it was written."""
     try:
-        content = memoryview(path.read_bytes())
-        found = None if content[:USER_BLOCK] == _seal(content) else "it is damaged, or was written by another program"
+        with open(path, "rb") as handle:
+            found = None if handle.read(USER_BLOCK) == _seal(handle) else \
+                "it is damaged, or was written by another program"
     except OSError as error:
         found = error.strerror or str(error)
     if found:
         raise JobError(f"{path}: cannot be read as a checkpoint ({found}); expected the file that vitrea wrote; "
                        "bring back a copy, or start the run again with another output")
-    return io.BytesIO(content)
+    return path
 
 
 def _refuse(path, name, found, value):

@@ -5,6 +5,7 @@ import numpy as np
 
 from vitrea.engine.comm import sum_over_ranks
 from vitrea.engine.model import restrict
+from vitrea.engine.storage import pieces
 from vitrea.kernels.exact import quantum, to_quanta
 from vitrea.kernels.fourier import RingTransform
 from vitrea.kernels.mask import apply_harmonic_disc, disc_image
@@ -49,8 +50,7 @@ def first_references(run):
     n_classes, geometry = run.options.n_classes, run.geometry
     rings = max(4, int(np.ceil(geometry.box_size / (FIRST_DETAIL * 2.0 * geometry.particle_radius))))
     grid = geometry.grid.with_rings(rings)
-    usable = _usable_rows(run)
-    order = np.random.Generator(np.random.Philox(np.random.SeedSequence([run.options.seed, 0]))).permutation(usable)
+    order = _drawn(run, SEED_PARTICLES * n_classes)
     count = max(1, min(SEED_PARTICLES, len(order) // n_classes))
     members = [order[np.arange(count * k, count * (k + 1)) % len(order)] for k in range(n_classes)]
     data, weight = _summed(run, members, grid, lambda kept, _: kept.table.take(kept.rows, grid))
@@ -60,11 +60,16 @@ def first_references(run):
     return geometry.grid.embed(references, grid), grid.n_rings
 
 
-def _usable_rows(run):
-    """int64[n]: table rows of all usable particles, on every rank. Collective."""
-    flags = np.zeros(len(run.table), dtype=np.int64)
-    flags[run.passes.shard.rows[run.passes.shard.usable]] = 1
-    return np.flatnonzero(sum_over_ranks(flags, comm=run.comm))
+def _drawn(run, count):
+    """int64[count]: table rows of usable particles drawn from the seed, all of them if they are fewer. Collective."""
+    shard, drawn = run.passes.shard, None
+    bad = run.comm.gather([int(shard.rows[local]) for local in shard.reasons], root=0)
+    if run.comm.rank == 0:
+        rows = np.arange(len(run.table), dtype=np.int32)   # all particles at once: four bytes each, for a moment
+        rows = np.delete(rows, [row for each in bad for row in each])
+        np.random.Generator(np.random.Philox(np.random.SeedSequence([run.options.seed, 0]))).shuffle(rows)
+        drawn = rows[:count].astype(np.int64)
+    return run.comm.bcast(drawn, root=0)
 
 
 def _summed(run, members, grid, coefficients):
@@ -74,14 +79,12 @@ def _summed(run, members, grid, coefficients):
     Every term is rounded to its quantum, so the sums do not depend on where the particles lie.
     """
     shard, peak = run.passes.shard, run.passes.peak[:grid.n_rings]
-    where = np.full(len(run.table), -1, dtype=np.int64)
-    where[shard.rows] = np.arange(len(shard))
+    where = _places(shard, np.unique(np.concatenate(members)))
     n = max(map(len, members))
     data_quanta, weight_quanta = quantum(4.0 * n * np.maximum(peak, 1e-30))[grid.ring_of], quantum(2.0 * n)
     data, weight = np.zeros((len(members), grid.size), np.complex128), np.zeros((len(members), grid.n_rings))
     for k, rows in enumerate(members):
-        local = where[rows]
-        local = local[local >= 0]
+        local = np.array([where[row] for row in rows.tolist() if row in where], dtype=np.int64)
         for first in range(0, len(local), BATCH):
             part = local[first:first + BATCH]
             kept = shard.take(part)
@@ -93,6 +96,18 @@ def _summed(run, members, grid, coefficients):
     together = sum_over_ranks(np.concatenate([data.view(np.float64).ravel(), weight.ravel()]), comm=run.comm)
     data_part, weight_part = np.split(together, [2 * data.size])
     return data_part.view(np.complex128).reshape(data.shape), weight_part.reshape(weight.shape)
+
+
+def _places(shard, wanted):
+    """{row: local index} of those of the table rows `wanted` int64[m], in ascending order, that are on this rank."""
+    found = {}
+    for part in pieces(len(shard) if len(wanted) else 0):
+        rows = shard.rows[part]
+        place = np.minimum(np.searchsorted(wanted, rows), len(wanted) - 1)
+        here = np.flatnonzero(wanted[place] == rows)
+        found.update(zip(rows[here].tolist(), (part.start + here).tolist()))
+        shard.space.release()
+    return found
 
 
 def resolved(model):
@@ -152,9 +167,16 @@ def _seeds(run, donor, iteration, number, count):
     """Table rows of some of a class's `count` particles, of those on this rank; the draw belongs to the particle."""
     shard = run.passes.shard
     key = np.random.SeedSequence([run.options.seed, 2, iteration, number])
-    coin = np.random.Generator(np.random.Philox(key)).random(len(run.table)) < min(0.5, MOST_SEEDS / count)
-    mine = shard.usable & (run.passes.poses.class_number == donor)
-    return shard.rows[mine & coin[shard.rows]]
+    generator, coin = np.random.Generator(np.random.Philox(key)), np.empty(len(run.table), dtype=bool)
+    for part in pieces(len(coin)):
+        coin[part] = generator.random(part.stop - part.start) < min(0.5, MOST_SEEDS / count)
+    chosen = [np.zeros(0, dtype=np.int64)]
+    for part in pieces(len(shard)):
+        rows = shard.rows[part]
+        mine = shard.usable[part] & (run.passes.poses.class_number[part] == donor)
+        chosen.append(rows[mine & coin[rows]])
+        shard.space.release()
+    return np.concatenate(chosen)
 
 
 def _turned_back(run, kept, local, grid):
@@ -192,8 +214,10 @@ def centre(run, model):
     references[moving] = run.geometry.grid.embed(translated(table, -displacement[moving], grid), grid)
     poses = run.passes.poses
     follow = np.where(moving[:, None], displacement, 0.0)
-    assigned = poses.class_number >= 0
-    poses.shift[assigned] += follow[poses.class_number[assigned]]
+    for part in pieces(len(poses.class_number)):
+        assigned = poses.class_number[part] >= 0
+        poses.shift[part][assigned] += follow[poses.class_number[part][assigned]]
+        run.passes.shard.space.release()
     return replace(model, references=references)
 
 

@@ -8,7 +8,6 @@ import resource
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.model import Model, Settings, Totals, maximise
 from vitrea.engine.plan import machine_room, plan
 from vitrea.engine.shards import LARGEST_BLOCK
-from vitrea.engine.storage import InMemory, InScratch
+from vitrea.engine.storage import Memory, Scratch
 from vitrea.engine.warmup import compile_kernels
 from vitrea.kernels.mask import harmonic_disc
 
@@ -126,15 +125,16 @@ def _stopped(log, stop, reached):
 
 
 def _prepare(options, stop, log, comm):
-    table = read_table(options, comm=comm)
+    scratch = Scratch(options.scratch or options.output)
+    space = scratch if options.storage == "scratch" else Memory()
+    table = read_table(options, comm=comm, space=space)
     planned = plan(options, table, comm.size, machine_room(comm))
     geometry = make_geometry(table, options)
     _announce(options, table, planned, log, comm)
     compile_kernels(log, comm=comm)
     marks = _stack_marks(table, comm)
-    scratch = partial(InScratch, folder=options.scratch or options.output)
-    shard, peak = read_shard(table, options, geometry, stop, log, comm=comm,
-                             storage=scratch if planned.storage == "scratch" else InMemory)
+    space = scratch if planned.storage == "scratch" else Memory()
+    shard, peak = read_shard(table, options, geometry, stop, log, comm=comm, space=space)
     if shard is None:
         return None
     operators = harmonic_disc(geometry.grid, geometry.particle_radius, geometry.mask_edge)
@@ -471,15 +471,17 @@ def _save(run, state):
         )
     }
     attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
-                   "fingerprint": fingerprint(run.table, run.options), "n_classes": model.n_classes}
-    write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes)
+                   "fingerprint": fingerprint(run.table, run.options, run.passes.shard.space),
+                   "n_classes": model.n_classes}
+    write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes, run.passes.shard.space)
     run.saved_at = time.perf_counter()
 
 
 def _restore(run):
     """The State of the last checkpoint, and the particles' entries in run.passes. Collective."""
-    expected = {"fingerprint": fingerprint(run.table, run.options), "n_classes": run.options.n_classes}
-    arrays, kept = read_checkpoint(run.options.output / CHECKPOINT_NAME, expected)
+    space = run.passes.shard.space
+    expected = {"fingerprint": fingerprint(run.table, run.options, space), "n_classes": run.options.n_classes}
+    arrays, kept = read_checkpoint(run.options.output / CHECKPOINT_NAME, expected, space)
     _check_stacks(run, arrays["stacks"])
     model = Model(*(arrays[name] for name in ("references", "sigma2", "tau2", "ssnr", "class_prior")),
                   float(kept["sigma_offset"]), int(kept["rings"]), int(kept["rings_before"]))

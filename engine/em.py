@@ -12,6 +12,7 @@ from vitrea.engine.expectation import Poses, Workspace, expect
 from vitrea.engine.model import SCALE_RANGE, BlockStatistics, Totals, add_block, block_residual, make_quanta
 from vitrea.engine.phases import mean_seconds
 from vitrea.engine.scoring import Particles
+from vitrea.engine.storage import pieces
 
 PROGRESS_SECONDS = 2.0
 
@@ -27,9 +28,28 @@ class Pass:
     def __init__(self, shard, geometry, options, peak, n_particles, *, comm):
         self.shard, self.geometry, self.options = shard, geometry, options
         self.peak, self.n_particles, self.comm = peak, n_particles, comm
-        self.poses = Poses.empty(len(shard))
-        self.scale = np.ones(len(shard), dtype=np.float32)
+        self.poses, self.scale = self._empty()
+        self._new_poses, self._new_scale = self._empty()
+        self._seen = shard.space.zeros(len(shard), bool)
         self.seconds = {}
+
+    def _empty(self):
+        """Poses and scales of all particles before the first pass, in the shard's space."""
+        n, space, none = len(self.shard), self.shard.space, Poses.empty(1)
+        poses = Poses(*(space.zeros((n, *values.shape[1:]), values.dtype) for values in vars(none).values()))
+        scale = space.zeros(n, np.float32)
+        for part in pieces(n):
+            poses.put(part, none)
+            scale[part] = 1.0
+            space.release()
+        return poses, scale
+
+    def _begin_pass(self):
+        """What is known becomes what the pass will know of the particles that it does not see."""
+        for part in pieces(len(self.shard)):
+            self._new_poses.put(part, Poses(*(values[part] for values in vars(self.poses).values())))
+            self._new_scale[part], self._seen[part] = self.scale[part], False
+            self.shard.space.release()
 
     def run(self, model, search, choose=None, on_block=None, save=lambda: False):
         """The sums over the particles (Totals, of all ranks), or None if the run was asked to stop. Collective.
@@ -39,12 +59,11 @@ class Pass:
         rank: Totals.save tells how many of them want a checkpoint.
         """
         begin = time.perf_counter()
-        self._new_poses = Poses(*(values.copy() for values in vars(self.poses).values()))
-        self._new_scale = self.scale.copy()
+        self._begin_pass()
         self._search, self._grid = search, search.fine.level.grid
         self._references = self.geometry.grid.crop(model.references, self._grid)
         self._weight = model.ring_weight(self.geometry.grid)
-        self._seen, self._clocks = np.zeros(len(self.shard), dtype=bool), []
+        self._clocks = []
         totals = Totals.zeros(model.n_classes, len(model.sigma2), self.geometry.ctf_terms, self._grid,
                               self.geometry.grid.n_rings)
         quanta = make_quanta(self.n_particles, self._grid, self._weight.max(axis=0), self.peak, model, self.geometry,
@@ -52,6 +71,7 @@ class Pass:
         for count, result in enumerate(self._blocks(choose or self.shard.of_block), start=1):
             if result is not None:
                 add_block(totals, quanta, *result)
+                self.shard.space.release()
             if on_block and not self._stopping.is_set() and on_block(count / len(self.shard.blocks)):
                 self._stopping.set()
         totals.scalars[Totals.SCALARS.index("save")] = save()
@@ -63,18 +83,24 @@ class Pass:
         self.seconds["reduce"] = time.perf_counter() - begin
         if totals.stopping:
             return None
-        self.poses, self.scale = self._new_poses, self._new_scale
+        self.poses, self._new_poses = self._new_poses, self.poses
+        self.scale, self._new_scale = self._new_scale, self.scale
         return totals
 
     def _class_counts(self, n_classes):
         """int64[K]: particles of this rank whose best pose is in each class."""
-        numbers = self._new_poses.class_number
-        return np.bincount(numbers[numbers >= 0], minlength=n_classes)
+        counts = np.zeros(n_classes, dtype=np.int64)
+        for part in pieces(len(self.shard)):
+            numbers = self._new_poses.class_number[part]
+            counts += np.bincount(numbers[numbers >= 0], minlength=n_classes)
+        return counts
 
     def normalise_scale(self, totals):
         """Divide the brightness factors found in this pass by their mean: only their ratios are known."""
         if self.options.norm_correction and totals.scale > 0:
-            self.scale[self._seen] /= np.float32(totals.scale / totals.particles)
+            for part in pieces(len(self.shard)):
+                self.scale[part][self._seen[part]] /= np.float32(totals.scale / totals.particles)
+                self.shard.space.release()
 
     def _blocks(self, choose):
         """Results of `_block` for every block of the shard, in order, None for one without particles."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitrea.engine.errors import JobError
+from vitrea.engine.shards import group_sizes
+from vitrea.engine.storage import pieces
 from vitrea.kernels.ctf import electron_wavelength
 from vitrea.kernels.mask import disc_image
 from vitrea.kernels.polar import PolarGrid
@@ -53,7 +55,7 @@ class Geometry:
 
 def make_geometry(table, options):
     """The common grid of a ParticleTable for a job; JobError if diameter and box do not fit each other."""
-    common = table.optics[int(np.bincount(table.optics_index, minlength=len(table.optics)).argmax())]
+    common = table.optics[int(group_sizes(table.optics_index).argmax())]
     box, pixel = common.box_size, common.pixel_size
     radius = 0.5 * options.particle_diameter / pixel
     _check_diameter(table, options, box, pixel)
@@ -103,8 +105,10 @@ def _ctf_terms(table, options, finest):
     """Harmonics 2j that C²(θ) needs: with astigmatism it is a Bessel series in the phase change along the ring."""
     if options.ctf == "none" or not table.has_ctf:
         return 1
-    astigmatism = np.abs(table.defocus_u - table.defocus_v)
-    voltage = np.array([group.voltage for group in table.optics])[table.optics_index]
-    change = 0.5 * np.pi * electron_wavelength(voltage) * finest**2 * astigmatism
-    largest = float(change.max(initial=0.0))
+    wavelength = electron_wavelength(np.array([group.voltage for group in table.optics]))
+    largest = 0.0
+    for part in pieces(len(table)):
+        astigmatism = np.abs(table.defocus_u[part] - table.defocus_v[part])
+        change = 0.5 * np.pi * wavelength[table.optics_index[part]] * finest**2 * astigmatism
+        largest = max(largest, float(change.max()))
     return 1 if largest < 0.01 else 2 + int(np.ceil(2.0 * largest + 1.0))

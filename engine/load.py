@@ -12,41 +12,74 @@ from vitrea.engine.outputs import write_skipped_star
 from vitrea.engine.particles import read_particles
 from vitrea.engine.shards import BACKGROUND_MEAN, BACKGROUND_SD, Loader, Shard, make_blocks, share_of
 from vitrea.engine.stacks import StackReader
-from vitrea.engine.storage import InMemory
+from vitrea.engine.storage import Memory, pieces
 from vitrea.kernels.packed import LARGEST
 
 BADLY_NORMALISED = 0.1   # share of particles outside RELION's limits that refuses the job
 SKIPPED_NAME = "skipped.star"
 
 
-def read_table(options, *, comm):
-    """The ParticleTable on every rank; only rank 0 reads the file and keeps its columns. Collective."""
-    table, mistake = None, None
+def read_table(options, *, comm, space=None):
+    """The ParticleTable on every rank, in `space`; only rank 0 reads the file and keeps its columns. Collective."""
+    space = space or Memory()
+    table = on_rank_0(lambda: read_particles(options.input, space=space), comm)
+    bare, kinds = None, None
+    if comm.rank == 0:
+        arrays = {name: array for name, array in vars(table).items() if isinstance(array, np.ndarray)}
+        bare = replace(table, columns={}, **dict.fromkeys(arrays))
+        kinds = [(name, array.shape, array.dtype) for name, array in arrays.items()]
+    bare, kinds = comm.bcast((bare, kinds), root=0)
+    if comm.size == 1:
+        return table
+    mine = vars(table) if comm.rank == 0 else on_each(
+        lambda: {name: space.zeros(shape, dtype) for name, shape, dtype in kinds}, comm)
+    if comm.rank == 0:
+        agree(None, comm)
+    for name, shape, _ in kinds:
+        for part in pieces(shape[0]):
+            comm.Bcast(mine[name][part], root=0)
+            space.release()
+    return table if comm.rank == 0 else replace(bare, **mine)
+
+
+def on_rank_0(read, comm):
+    """What `read` gives on rank 0, None elsewhere; its JobError is raised on all ranks. Collective."""
+    found, mistake = None, None
     if comm.rank == 0:
         try:
-            table = read_particles(options.input)
+            found = read()
         except JobError as error:
             mistake = str(error)
     mistake = comm.bcast(mistake, root=0)
     if mistake:
         raise JobError(mistake)
-    light = comm.bcast(replace(table, columns={}) if comm.rank == 0 else None, root=0)
-    return table if comm.rank == 0 else light
+    return found
 
 
-def read_shard(table, options, geometry, stop, log, *, comm, storage=InMemory):
+def on_each(make, comm):
+    """What `make` gives; a JobError of one rank is raised on all. Collective."""
+    made, mistake = None, None
+    try:
+        made = make()
+    except JobError as error:
+        mistake = str(error)
+    agree(mistake, comm)
+    return made
+
+
+def read_shard(table, options, geometry, stop, log, *, comm, space=None):
     """(Shard, largest |coefficient| by ring over all particles), or (None, None) if asked to stop. Collective.
 
     Images that cannot be used are set aside and listed; JobError if they are more than skip_limit, if the particles
     are not normalised although the job expects it, if a stack cannot be read, or if scratch has too little space.
     """
-    blocks = make_blocks(table.optics_index)
     mistake, last = None, time.perf_counter()
-    try:
-        shard = Shard.allocate(blocks[share_of(len(blocks), comm.rank, comm.size)], geometry, storage)
-    except JobError as error:
-        mistake = str(error)
-    agree(mistake, comm)
+
+    def allocated():
+        blocks = make_blocks(table.optics_index, space=space)
+        return Shard.allocate(blocks[share_of(len(blocks), comm.rank, comm.size)], geometry, space)
+
+    shard = on_each(allocated, comm)
     with StackReader(table) as reader:
         loader = Loader(table, options, geometry, reader)
         for i in range(len(shard.blocks)):
@@ -103,13 +136,19 @@ def check_normalised(table, options, shard, comm):
     """RELION's rule, on the share of particles: background mean within ½ and deviation ½…2 of it being 0 and 1."""
     if options.normalise != "check":
         return
-    mean, deviation = shard.background[shard.usable].T
-    low, high = BACKGROUND_SD
-    wrong = (np.abs(mean) > BACKGROUND_MEAN) | (deviation < low) | (deviation > high)
-    n_wrong, n_usable = sum_over_ranks(np.array([wrong.sum(), len(wrong)], dtype=np.int64), comm=comm)
+    n_wrong, example = 0, None
+    for part in pieces(len(shard.rows)):
+        mean, deviation = shard.background[part][shard.usable[part]].T
+        low, high = BACKGROUND_SD
+        wrong = (np.abs(mean) > BACKGROUND_MEAN) | (deviation < low) | (deviation > high)
+        if wrong.any() and not n_wrong:
+            example = float(mean[wrong][0]), float(deviation[wrong][0])
+        n_wrong += int(wrong.sum())
+    n_usable = len(shard.rows) - len(shard.reasons)
+    n_wrong, n_usable = sum_over_ranks(np.array([n_wrong, n_usable], dtype=np.int64), comm=comm)
     if n_wrong <= BADLY_NORMALISED * n_usable:
         return
-    examples = comm.allgather((float(mean[wrong][0]), float(deviation[wrong][0])) if wrong.any() else None)
+    examples = comm.allgather(example)
     mean, deviation = next(example for example in examples if example)
     raise JobError(
         f"{table.path}: {n_wrong} of {n_usable} particles are not normalised (a background of mean {mean:.3g} "

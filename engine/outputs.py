@@ -66,6 +66,18 @@ def write_data_star(path, table, rows, results, further=None):
     """
     rows = np.asarray(rows, dtype=np.int64)
     _check_lengths(rows, results)
+    columns = _data_columns(table, rows, results) | (further or {})
+    write_star(path, {"optics": optics_columns(table), "particles": columns})
+
+
+def write_long_data_star(path, table, found):
+    """As `write_data_star`, of (rows, results) ROWS_WRITTEN at a time, however many there are."""
+    columns = (_data_columns(table, rows, results) for rows, results in found)
+    write_star(path, {"optics": optics_columns(table), "particles": columns})
+
+
+def _data_columns(table, rows, results):
+    """{label: values[n]} of the particles `rows`."""
     found = {
         "rlnOpticsGroup": _group_numbers(table, rows),
         "rlnClassNumber": np.asarray(results.class_number) + 1,
@@ -77,8 +89,8 @@ def write_data_star(path, table, rows, results, further=None):
         "rlnNormCorrection": results.norm,
         "rlnLogLikeliContribution": results.log_likelihood,
         "rlnMaxValueProbDistribution": results.pmax,
-        "rlnNrOfSignificantSamples": results.n_significant, **(further or {})}
-    write_star(path, {"optics": optics_columns(table), "particles": {**_carried(table, rows), **found}})
+        "rlnNrOfSignificantSamples": results.n_significant}
+    return {**_carried(table, rows), **found}
 
 
 def write_skipped_star(path, table, rows, reasons):
@@ -148,10 +160,9 @@ def _group_numbers(table, rows):
 def _carried(table, rows):
     """Columns as they were read, for these rows, without what belongs to data_optics or is counted in pixels."""
     dropped = (*OLD_ORIGINS, *PER_ROW_OPTICS) if table.star_version == "3.0" else OLD_ORIGINS
-    every = np.array_equal(rows, np.arange(len(table)))   # the usual case: without a copy of a large table
-    columns = {label: column if every else column[rows] for label, column in table.columns.items()
-               if label not in dropped}
-    return {"rlnImageName": _image_names(table, rows), **{k: v for k, v in columns.items() if k != "rlnImageName"}}
+    columns = {label: column[rows] for label, column in table.columns.items()
+               if label not in dropped and label != "rlnImageName"}
+    return {"rlnImageName": _image_names(table, rows), **columns}
 
 
 def _image_names(table, rows):

@@ -18,8 +18,8 @@ from vitrea.engine.expectation import LINES, SCORE_BUDGET
 from vitrea.engine.geometry import make_geometry
 from vitrea.engine.levels import coarse_ring_limit, level_shape
 from vitrea.engine.scoring import PRODUCT_SIZE, TILE_SCORES
-from vitrea.engine.shards import BATCH, make_blocks
-from vitrea.engine.storage import record_type
+from vitrea.engine.shards import BATCH, LARGEST_BLOCK
+from vitrea.engine.storage import PIECE, record_type
 
 PROGRAM_BYTES = 235e6      # the interpreter, numba and the libraries, as measured
 RINGS_PLANNED = 0.7        # of all rings
@@ -28,8 +28,10 @@ CONTROL_GROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgro
 BLOCKS_AHEAD = 3           # in scratch: blocks in memory besides the one that each thread works on
 SHIFTS_MET = 0.5           # of the sums by class and shift
 CLASSES_ACTIVE = 0.5       # of all classes
-BYTES_A_PARTICLE = 400     # poses, CTF parameters and stack positions, on the rank that works on a particle
-BYTES_A_ROW = 900          # the columns of the STAR file while the results are written, on rank 0
+BYTES_A_PARTICLE = 220     # poses (twice) and where it is kept, on the rank that works on a particle
+BYTES_A_ROW = 680          # of all particles: CTF parameters, on rank 0 also the words of the STAR file and the results
+BYTES_PASSING = 8          # of all particles, held for a moment although the rest is in scratch: dealing, first classes
+BYTES_IN_A_PIECE = 450     # of the particles of a piece of the table, while it is gone through
 STAR_BYTES_A_ROW = 500
 
 
@@ -79,7 +81,7 @@ def plan(options, table, n_ranks, room=np.inf):
         storage,
         int(_memory(options, geometry, table, share, storage, LIKELY)),
         int(_memory(options, geometry, table, share, storage, AT_MOST)),
-        share * record_type(geometry).itemsize if storage == "scratch" else 0,
+        _scratch(options, geometry, table, share) if storage == "scratch" else 0,
         options.n_classes * coarse[0] * coarse[1],
         options.n_classes * fine[0] * fine[1],
         int(disk),
@@ -162,9 +164,14 @@ LIKELY, AT_MOST = _Case(RINGS_PLANNED, SHIFTS_MET, CLASSES_ACTIVE), _Case(1.0, 1
 def _memory(options, geometry, table, share, storage, case):
     """Bytes of rank 0 at its peak."""
     grid, n_classes = geometry.grid, options.n_classes
-    block = max(len(block.rows) for block in make_blocks(table.optics_index))
+    block = min(LARGEST_BLOCK, len(table))
     kept = share if storage == "memory" else min(share, (options.threads + BLOCKS_AHEAD) * block)
-    particles = kept * record_type(geometry).itemsize + share * BYTES_A_PARTICLE + len(table) * BYTES_A_ROW
+    particles = kept * record_type(geometry).itemsize + len(table) * BYTES_PASSING
+    particles += min(PIECE, len(table)) * BYTES_IN_A_PIECE
+    if storage == "memory":
+        particles += share * BYTES_A_PARTICLE
+    if options.storage != "scratch":
+        particles += len(table) * BYTES_A_ROW
     model = n_classes * grid.size * (8 * 3 + 16 * 6)
     operators = sum(float(n) ** 2 * 4 for n in np.diff(grid.offset))
     loading = BATCH * (geometry.box_size**2 * 40 + grid.n_rings * grid.n_angles * 40)
@@ -173,6 +180,12 @@ def _memory(options, geometry, table, share, storage, case):
     templates = n_classes * shifts * used.size * 8
     thread = case.shifts * templates + _thread(used, n_classes, shifts, angles, block, case.classes)
     return PROGRAM_BYTES + particles + templates + options.threads * thread + model + operators + loading
+
+
+def _scratch(options, geometry, table, share):
+    """Bytes of the scratch files of rank 0."""
+    of_table = BYTES_A_ROW if options.storage == "scratch" else 0
+    return share * (record_type(geometry).itemsize + BYTES_A_PARTICLE) + len(table) * of_table
 
 
 def _thread(grid, n_classes, shifts, angles, block, active):

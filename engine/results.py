@@ -1,15 +1,20 @@
 """What a run leaves behind: the particles' poses gathered in the order of the table, and the files of the run
 folder."""
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 from vitrea.engine import classes
 from vitrea.engine.checkpoint import PARTICLE
-from vitrea.engine.comm import gather_rows
+from vitrea.engine.comm import gather_rows, largest_over_ranks
 from vitrea.engine.log import RECORDS_NAME, read_records
-from vitrea.engine.outputs import ModelResults, ParticleResults, write_data_star, write_model_star
+from vitrea.engine.outputs import ModelResults, ParticleResults, write_long_data_star, write_model_star
 from vitrea.engine.pictures import draw_convergence, draw_gallery
 from vitrea.engine.poses import rotate_offset, wrap_degrees
 from vitrea.engine.stacks import write_stack
+from vitrea.engine.star import ROWS_WRITTEN
+from vitrea.engine.storage import PIECE, pieces
 from vitrea.kernels.polar import PolarSynthesis
 
 POSE_FIELDS = ("class_number", "psi", "shift", "pmax", "n_significant", "log_likelihood")
@@ -17,24 +22,37 @@ LOG_LIKELIHOOD_LOST = -np.log(0.01)   # how much worse a turned class average mu
 
 
 def gather_particles(run):
-    """PARTICLE[N] in the order of the table on rank 0, None elsewhere. Collective."""
-    shard, poses = run.passes.shard, run.passes.poses
-    records = np.zeros(len(shard), dtype=PARTICLE)
-    records["row"], records["scale"] = shard.rows, run.passes.scale
+    """PARTICLE[N] in the order of the table on rank 0, in the shard's space; None elsewhere. Collective."""
+    shard = run.passes.shard
+    together = shard.space.zeros(len(run.table), PARTICLE) if run.comm.rank == 0 else None
+    most = int(largest_over_ranks(np.array([len(shard)]), comm=run.comm)[0])
+    for part in pieces(most):
+        found = gather_rows(_records(run, part), comm=run.comm)
+        if together is not None:
+            together[found["row"]] = found
+        shard.space.release()
+    return together
+
+
+def _records(run, part):
+    """PARTICLE[n] of a slice of this rank's particles."""
+    rows = run.passes.shard.rows[part]
+    records = np.zeros(len(rows), dtype=PARTICLE)
+    records["row"], records["scale"] = rows, run.passes.scale[part]
     for name in POSE_FIELDS:
-        records[name] = getattr(poses, name)
-    everything = gather_rows(records, comm=run.comm)
-    if everything is None or (np.diff(everything["row"]) > 0).all():   # in order, unless optics groups are mixed
-        return everything
-    return everything[np.argsort(everything["row"])]
+        records[name] = getattr(run.passes.poses, name)[part]
+    return records
 
 
 def scatter_particles(run, records):
     """Take the entries of this rank's particles from PARTICLE[N] in the order of the table."""
-    mine = records[run.passes.shard.rows]
-    run.passes.scale[:] = mine["scale"]
-    for name in POSE_FIELDS:
-        getattr(run.passes.poses, name)[:] = mine[name]
+    shard = run.passes.shard
+    for part in pieces(len(shard)):
+        mine = records[shard.rows[part]]
+        run.passes.scale[part] = mine["scale"]
+        for name in POSE_FIELDS:
+            getattr(run.passes.poses, name)[part] = mine[name]
+        shard.space.release()
 
 
 def write(run, state):
@@ -43,19 +61,60 @@ def write(run, state):
     if run.comm.rank != 0:
         return
     folder, model = run.options.output, state.model
-    used = particles["class_number"] >= 0
-    counts = np.bincount(particles["class_number"][used], minlength=model.n_classes)
+    summary = _summary(run, particles, model.n_classes)
+    counts = summary.counts
     resolution = np.array([run.geometry.resolution_of(rings) for rings in resolved_by_class(model)])
     averages = class_averages(run.geometry, model)
     write_stack(folder / "run_classes.mrcs", averages, run.geometry.pixel_size)
-    write_data_star(folder / "run_data.star", run.table, np.flatnonzero(used), particle_results(run, particles[used]))
-    write_model_star(folder / "run_model.star", model_results(run, model, particles[used], resolution))
+    found = ((some["row"], particle_results(run, some)) for some in _used(run, particles, ROWS_WRITTEN))
+    write_long_data_star(folder / "run_data.star", run.table, found)
+    write_model_star(folder / "run_model.star", model_results(run, model, summary, resolution))
     finite = np.where(np.isfinite(resolution), resolution, run.geometry.box_size * run.geometry.pixel_size)
     draw_gallery(folder / "classes.png", averages, counts, finite, str(folder))
     records = read_records(folder / RECORDS_NAME)
     if any(record["kind"] == "iteration" for record in records):   # a log that was lost leaves no course to draw
         draw_convergence(folder / "convergence.png", records)
     _finish_log(run, counts, records)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """Of the particles that have a class: how many by class and by optics group int64, and sums over them."""
+
+    counts: np.ndarray
+    groups: np.ndarray
+    log_likelihood: float
+    pmax: float
+    norm: float
+
+    @property
+    def particles(self):
+        return int(self.counts.sum())
+
+
+def _summary(run, particles, n_classes):
+    counts, groups = np.zeros(n_classes, np.int64), np.zeros(len(run.table.optics), np.int64)
+    sums = []
+    for some in _used(run, particles, PIECE):
+        counts += np.bincount(some["class_number"], minlength=n_classes)
+        groups += np.bincount(run.table.optics_index[some["row"]], minlength=len(groups))
+        sums.append([math.fsum(values) for values in (some["log_likelihood"], some["pmax"],
+                                                      1.0 / some["scale"].astype(np.float64))])
+    return _Summary(counts, groups, *map(math.fsum, zip(*sums)))
+
+
+def _used(run, particles, size):
+    """PARTICLE[n] of those that have a class, in the order of the table, `size` of them at a time."""
+    left = particles[:0]
+    for part in pieces(len(particles)):
+        some = particles[part]
+        left = np.concatenate([left, some[some["class_number"] >= 0]])
+        whole = len(left) // size * size
+        yield from (left[first:first + size] for first in range(0, whole, size))
+        left = left[whole:].copy()
+        run.passes.shard.space.release()
+    if len(left):
+        yield left
 
 
 def resolved_by_class(model):
@@ -80,13 +139,12 @@ def particle_results(run, particles):
         log_likelihood=particles["log_likelihood"], norm=1.0 / particles["scale"].astype(np.float64))
 
 
-def model_results(run, model, particles, resolution):
+def model_results(run, model, summary, resolution):
     """The model in the shells of RELION's model STAR: shell 0 is the mean, which has no ring."""
     geometry = run.geometry
     rotation, translation = accuracy(run, model)
     padded = {name: np.pad(getattr(model, name), ((0, 0), (1, 0))) for name in ("ssnr", "tau2", "sigma2")}
     rings = classes.resolved(model)
-    groups = np.bincount(run.table.optics_index[particles["row"]], minlength=len(run.table.optics))
     return ModelResults(
         box_size=geometry.box_size,
         pixel_size=geometry.pixel_size,
@@ -94,9 +152,9 @@ def model_results(run, model, particles, resolution):
         current_resolution=min(geometry.resolution_of(rings), geometry.box_size * geometry.pixel_size),
         tau2_fudge=run.options.tau2_fudge,
         sigma_offset=model.sigma_offset * geometry.pixel_size,
-        log_likelihood=float(particles["log_likelihood"].sum()),
-        average_pmax=float(particles["pmax"].mean()),
-        average_norm=float(np.mean(1.0 / particles["scale"])),
+        log_likelihood=summary.log_likelihood,
+        average_pmax=summary.pmax / summary.particles,
+        average_norm=summary.norm / summary.particles,
         class_stack="run_classes.mrcs",
         class_prior=model.class_prior,
         class_resolution=np.where(np.isfinite(resolution), resolution, 999.0),
@@ -106,7 +164,7 @@ def model_results(run, model, particles, resolution):
         tau2=padded["tau2"],
         sigma2_noise=padded["sigma2"],
         group_names=tuple(group.name for group in run.table.optics),
-        group_sizes=groups,
+        group_sizes=summary.groups,
     )
 
 

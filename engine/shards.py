@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vitrea.engine.storage import InMemory, Kept
+from vitrea.engine.storage import Kept, Memory, pieces
 from vitrea.kernels.ctf import ctf
 from vitrea.kernels.fourier import RingTransform
 from vitrea.kernels.mask import disc_image, moments
@@ -33,20 +33,55 @@ class Block:
     rows: np.ndarray
 
 
-def make_blocks(optics_index, block_size=None):
-    """Deal the rows of each optics group to blocks of at most `block_size`: a list in the order of groups."""
+def make_blocks(optics_index, block_size=None, space=None):
+    """Deal the rows of each optics group to blocks of at most `block_size`: a list in the order of groups.
+
+    The rows of all blocks are one array in `space` (engine/storage.py; memory by default).
+    """
+    space = space or Memory()
     n = len(optics_index)
+    dealt, blocks, done = space.zeros(n, np.int64), [], 0
+    for group, count in enumerate(group_sizes(optics_index)):
+        members = _members(optics_index, group, count, space)
+        for hand in _hands(n, count, block_size):
+            rows = members[hand]
+            dealt[done:done + len(rows)] = rows
+            blocks.append(Block(len(blocks), group, dealt[done:done + len(rows)]))
+            done += len(rows)
+            space.release()
+    return blocks
+
+
+def group_sizes(optics_index):
+    """int64[G]: particles of each optics group."""
+    counts = np.zeros(0, dtype=np.int64)
+    for part in pieces(len(optics_index)):
+        fresh = np.bincount(optics_index[part], minlength=len(counts))
+        fresh[:len(counts)] += counts
+        counts = fresh
+    return counts
+
+
+def _members(optics_index, group, count, space):
+    """int64[count]: the rows of an optics group."""
+    members, done = space.zeros(int(count), np.int64), 0
+    for part in pieces(len(optics_index)):
+        rows = part.start + np.flatnonzero(optics_index[part] == group)
+        members[done:done + len(rows)] = rows
+        done += len(rows)
+        space.release()
+    return members
+
+
+def _hands(n, count, block_size):
+    """Yield the members of each block of a group of `count` among n: int64[m], whole runs of neighbours."""
     size = block_size or int(np.clip(-(-n // BLOCKS_WANTED), SMALLEST_BLOCK, LARGEST_BLOCK))
     run = min(BATCH, size)
-    blocks = []
-    for group in np.unique(optics_index):
-        rows = np.flatnonzero(optics_index == group)
-        runs = np.array_split(rows, np.arange(run, len(rows), run))
-        order = np.random.Generator(np.random.Philox(len(rows))).permutation(len(runs))
-        hands = np.array_split(order, -(-len(runs) // (size // run)))
-        blocks += [Block(len(blocks) + i, int(group), np.concatenate([runs[j] for j in np.sort(hand)]))
-                   for i, hand in enumerate(hands)]
-    return blocks
+    n_runs = -(-count // run)
+    order = np.random.Generator(np.random.Philox(count)).permutation(n_runs)
+    for hand in np.array_split(order, -(-n_runs // (size // run))) if count else []:
+        members = (run * np.sort(hand)[:, None] + np.arange(run)).ravel()
+        yield members[members < count]
 
 
 def share_of(n_items, rank, size):
@@ -58,12 +93,14 @@ def share_of(n_items, rank, size):
 class Shard:
     """The particles of a rank, in the order of its blocks.
 
-    rows int64[n]: row of the table; storage: what is kept of the images; usable bool[n]: False for images set aside,
-    whose numbers are zero; background float32[n, 2]: mean and deviation; power_sum float64[blocks, R]: Σ of ring means
-    of |X|²; largest_unit float32[R]: of the packed coefficients; reasons: local index → why.
+    space: where its arrays are made (engine/storage.py); rows int64[n]: row of the table; storage: what is kept of the
+    images; usable bool[n]: False for images set aside, whose numbers are zero; background float32[n, 2]: mean and
+    deviation; power_sum float64[blocks, R]: Σ of ring means of |X|²; largest_unit float32[R]: of the packed
+    coefficients; reasons: local index → why.
     """
 
     blocks: list
+    space: object
     starts: np.ndarray
     rows: np.ndarray
     storage: object
@@ -74,12 +111,16 @@ class Shard:
     reasons: dict = field(default_factory=dict)
 
     @classmethod
-    def allocate(cls, blocks, geometry, storage=InMemory):
-        """An empty shard for `blocks`; storage(n, geometry) makes the place for its particles."""
-        rows = np.concatenate([b.rows for b in blocks]) if blocks else np.zeros(0, dtype=np.int64)
+    def allocate(cls, blocks, geometry, space=None):
+        """An empty shard for `blocks` in `space` (memory by default). JobError if there is no room for it."""
+        space = space or Memory()
         starts = np.concatenate([[0], np.cumsum([len(b.rows) for b in blocks])]).astype(np.int64)
-        n, n_rings = len(rows), geometry.grid.n_rings
-        return cls(blocks, starts, rows, storage(n, geometry), np.ones(n, dtype=bool), np.zeros((n, 2), np.float32),
+        n, n_rings = int(starts[-1]), geometry.grid.n_rings
+        rows, usable = space.zeros(n, np.int64), space.zeros(n, bool)
+        for block, first, last in zip(blocks, starts, starts[1:]):
+            rows[first:last], usable[first:last] = block.rows, True
+            space.release()
+        return cls(blocks, space, starts, rows, space.particles(n, geometry), usable, space.zeros((n, 2), np.float32),
                    np.zeros((len(blocks), n_rings)), np.zeros(n_rings, np.float32))
 
     def __len__(self):
@@ -114,6 +155,7 @@ class Loader:
         for first in range(shard.starts[i], shard.starts[i + 1], BATCH):
             local = np.arange(first, min(first + BATCH, shard.starts[i + 1]))
             self._load_batch(shard, i, local)
+        shard.space.release()
 
     def _load_batch(self, shard, i, local):
         rows, group = shard.rows[local], self._group(shard.blocks[i].optics)

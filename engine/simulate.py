@@ -32,7 +32,8 @@ from vitrea.engine.specimen import (
     read_map,
     spread_directions,
 )
-from vitrea.engine.star import write_star
+from vitrea.engine.star import ROWS_WRITTEN, write_star
+from vitrea.engine.storage import pieces
 from vitrea.kernels.ctf import ctf
 
 BATCH_PIXELS = 1 << 18      # rendered at a time by a thread: what is made on the way stays in its caches
@@ -137,29 +138,41 @@ def simulate_particles(simulation, out, progress=None, threads=1):
     views, directions = simulated_views(simulation)
     views = views / np.float32(noise_sd(views, simulation))
     progress = progress or TerminalProgress("particles")
-    truth = draw_truth(simulation, np.arange(simulation.n))
     done = 0
     for stack, first, last in _stacks(out, simulation):
         with written_beside(stack) as beside, _new_stack(beside, simulation, last - first) as mrc:
-            for count in _fill(mrc.data, views, truth, first, simulation, threads):
+            for count in _fill(mrc.data, views, first, simulation, threads):
                 done += count
                 progress(done, simulation.n)
     with written_beside(out / "views.mrcs") as beside:
         _write_views(beside, views, simulation.pixel_size)
-    optics, particles = _optics_columns(simulation), _particle_columns(out, truth, simulation)
-    known = particles | _truth_columns(truth, directions, simulation)
-    write_star(out / "truth.star", {"optics": optics, "particles": known})
-    write_star(out / "particles.star", {"optics": optics, "particles": particles})
+    optics = _optics_columns(simulation)
+    write_star(out / "truth.star", {"optics": optics, "particles": (
+        _particle_columns(out, rows, truth, simulation) | _truth_columns(truth, directions, simulation)
+        for rows, truth in _drawn(simulation))})
+    write_star(out / "particles.star", {"optics": optics, "particles": (
+        _particle_columns(out, rows, truth, simulation) for rows, truth in _drawn(simulation))})
 
 
-def _fill(images, views, truth, first, simulation, threads):
+def _drawn(simulation):
+    """(rows, Truth) of all particles, as many at a time as are written at once: to draw them again is little work."""
+    for part in pieces(simulation.n, ROWS_WRITTEN):
+        rows = np.arange(part.start, part.stop)
+        yield rows, draw_truth(simulation, rows)
+
+
+def _fill(images, views, first, simulation, threads):
     """Simulate particles first, first + 1, … into a stack float32[n, L, L]; yields how many more are done."""
-    def one(rows):
-        images[rows] = make_particles(views, truth.take(first + rows), first + rows, simulation)
-        return len(rows)
-
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(one, _batches(truth.view[first:first + len(images)], simulation.box_size))
+        for part in pieces(len(images), max(1, RUN_PIXELS // simulation.box_size**2)):
+            rows = np.arange(first + part.start, first + part.stop)
+            truth = draw_truth(simulation, rows)
+
+            def one(batch, out=images[part], rows=rows, truth=truth):
+                out[batch] = make_particles(views, truth.take(batch), rows[batch], simulation)
+                return len(batch)
+
+            yield from pool.map(one, _batches(truth.view, simulation.box_size))
 
 
 def simulated_views(simulation):
@@ -381,9 +394,9 @@ def _optics_columns(simulation):
             "rlnSphericalAberration": [sim.cs], "rlnAmplitudeContrast": [sim.amplitude_contrast]}
 
 
-def _particle_columns(out, truth, simulation):
-    n = len(truth)
-    names = [f"{i + 1:06d}@{stack}" for stack, first, last in _stacks(out, simulation) for i in range(last - first)]
+def _particle_columns(out, rows, truth, simulation):
+    n, size, stacks = len(rows), simulation.stack_size or simulation.n, _stacks(out, simulation)
+    names = [f"{row % size + 1:06d}@{stacks[row // size][0]}" for row in rows.tolist()]
     columns = {"rlnImageName": np.array(names),
                "rlnMicrographName": np.full(n, "simulated.mrc"),
                "rlnOpticsGroup": np.ones(n, dtype=np.int32)}

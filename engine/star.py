@@ -12,8 +12,9 @@ import numpy as np
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
+from vitrea.engine.storage import Memory
 
-ROWS_AT_ONCE = 20_000   # rows held as Python strings at a time, before they become compact columns
+ROWS_AT_ONCE = 5_000    # rows held as Python strings at a time, before they become compact columns
 ROWS_WRITTEN = 5_000    # rows made into text at a time
 SMALLEST_FIXED, LARGEST_FIXED = 1e-3, 1e6   # RELION's habit: numbers outside are written with an exponent
 
@@ -21,24 +22,77 @@ _TOKEN = re.compile(r'"[^"]*"(?=\s|$)|\'[^\']*\'(?=\s|$)|\S+')
 
 
 def read_star(path):
-    """Read a STAR file into {block: {label: str array[n]}}.
+    """Read a STAR file into {block: {label: str array[n]}}; see `read_long_star`."""
+    return {name: {label: column[:] for label, column in columns.items()}
+            for name, columns in read_long_star(path, Memory()).items()}
+
+
+def read_long_star(path, space):
+    """Read a STAR file into {block: {label: TextColumn}}, the words kept in `space` (engine/storage.py).
 
     Block names come without `data_` (RELION 3.0's nameless block is `""`), labels without the leading underscore.
     `_label value` pairs become columns of length 1. Raises JobError naming file and line for a file that is missing,
     not text, or not a table; a row of too few or too many values is named too.
     """
     path = Path(path)
-    reader = _Reader(path)
+    reader = _Reader(path, space)
     for number, line in enumerate(_lines(path), 1):
         reader.take(number, line)
     return reader.finish()
+
+
+class TextColumn:
+    """The words of one column of a table, in the compact pieces that they were read in: read as an array of str, by
+    slices, rows int[m] or a mask."""
+
+    def __init__(self, parts):
+        self._parts = parts
+        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+
+    def __len__(self):
+        return int(self._starts[-1])
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def astype(self, dtype):
+        return self[:].astype(dtype)
+
+    def tolist(self):
+        return self[:].tolist()
+
+    def pieces(self):
+        """(slice, str array) of each piece."""
+        for part, first, last in zip(self._parts, self._starts, self._starts[1:]):
+            yield slice(int(first), int(last)), _decoded(part[()])
+
+    def __getitem__(self, rows):
+        if isinstance(rows, (int, np.integer)):
+            return self[rows:rows + 1 or None][0]
+        if isinstance(rows, slice):
+            return self._slice(*rows.indices(len(self)))
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        number = np.searchsorted(self._starts, rows, side="right") - 1
+        words = np.empty(len(rows), dtype=object)
+        for i in np.unique(number):
+            here = number == i
+            words[here] = _decoded(self._parts[i][()][rows[here] - self._starts[i]])
+        return words.astype(str) if len(rows) else np.array([], dtype="U1")
+
+    def _slice(self, first, last, step):
+        found = [_decoded(part[()][max(first - start, 0):max(last - start, 0)])
+                 for part, start, end in zip(self._parts, self._starts, self._starts[1:])
+                 if start < last and end > first]
+        return np.concatenate(found)[::step] if found else np.array([], dtype="U1")
 
 
 def write_star(path, blocks, comment=None):
     """Write {block: {label: values}} as RELION does, whole or not at all.
 
     Columns (text, integer, float or bool arrays of one length) make a `loop_`; a block of scalars makes
-    `_label value` lines. Floats get six digits, text is quoted where it holds white space or would read as syntax.
+    `_label value` lines. A long table may be an iterator of such columns instead, ROWS_WRITTEN rows at a time. Floats
+    get six digits, text is quoted where it holds white space or would read as syntax.
     Raises ValueError for columns of unequal length or text over several lines, JobError if the disk refuses.
     """
     with written_beside(path) as beside, open(beside, "w", encoding="utf-8") as handle:
@@ -46,8 +100,12 @@ def write_star(path, blocks, comment=None):
             handle.writelines(f"# {line}\n" for line in comment.splitlines())
         for name, columns in blocks.items():
             handle.write(f"\n# version 30001\n\ndata_{name}\n\n")
-            scalars = all(np.ndim(values) == 0 for values in columns.values())
-            (_write_pairs if scalars else _write_loop)(handle, name, columns)
+            if not isinstance(columns, dict):
+                _write_loop(handle, columns)
+            elif all(np.ndim(values) == 0 for values in columns.values()):
+                _write_pairs(handle, columns)
+            else:
+                _write_loop(handle, _cut(name, columns))
             handle.write("\n")
 
 
@@ -84,8 +142,8 @@ def _lines(path):
 class _Reader:
     """A line at a time into blocks; the state is the block, the labels of the open loop, and its rows so far."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, space):
+        self.path, self.space = path, space
         self.blocks = {}
         self.columns = None
         self._close_loop()
@@ -141,7 +199,7 @@ class _Reader:
         if len(words) != 2:
             self._fail(number, f"found _{label} with {len(words) - 1} values outside a loop_", "one value",
                        "put loop_ above the labels of a table")
-        self.columns[label] = np.array(words[1:])
+        self.columns[label] = TextColumn([_encoded(words[1:])])
 
     def _unusual_row(self, number, line):
         if self.labels is None:
@@ -160,9 +218,9 @@ class _Reader:
             self._pack()
 
     def _pack(self):
-        """Columns of fixed-width text take a fraction of the memory of a Python string for each value."""
+        """Columns of fixed-width bytes take a fraction of the memory of a Python string for each value."""
         for parts, column in zip(self.parts, zip(*self.rows)):
-            parts.append(np.array(column))
+            parts.append(self.space.keep(_encoded(column)))
         self.rows = []
 
     @property
@@ -177,9 +235,7 @@ class _Reader:
                 self._fail(self.labels_line, "found loop_ without labels", "labels like _rlnImageName #1",
                            "remove the loop_ or add its labels")
             self._pack()
-            for label in self.labels:
-                parts = self.parts.pop(0)   # and so given back at once: a large table is never there twice
-                self.columns[label] = np.concatenate(parts) if parts else np.array([], dtype="U1")
+            self.columns |= {label: TextColumn(parts) for label, parts in zip(self.labels, self.parts)}
         self._close_loop()
 
     def _close_loop(self):
@@ -187,6 +243,23 @@ class _Reader:
 
     def _fail(self, number, found, expected, remedy):
         raise JobError(f"{self.path}:{number}: {found}; expected {expected}; {remedy}")
+
+
+def _encoded(words):
+    """bytes array[n] of some words, which are nearly always ASCII."""
+    words = np.array(words)
+    try:
+        return words.astype("S")
+    except UnicodeEncodeError:
+        return np.char.encode(words, "utf-8")
+
+
+def _decoded(words):
+    """str array[n] of `_encoded` ones."""
+    try:
+        return words.astype("U")
+    except UnicodeDecodeError:
+        return np.char.decode(words, "utf-8")
 
 
 def _is_plain(line, tokens):
@@ -212,27 +285,33 @@ def _shortened(line, width=40):
 
 # ---- writing
 
-def _write_pairs(handle, name, columns):
+def _write_pairs(handle, columns):
     width = max((len(label) for label in columns), default=0) + 1
     for label, value in columns.items():
         handle.write(f"_{label:<{width}} {as_text([value])[0]:>15}\n")
 
 
-def _write_loop(handle, name, columns):
+def _cut(name, columns):
+    """Columns of a loop, ROWS_WRITTEN rows at a time; at least once, so that an empty table has its labels."""
     lengths = {label: len(values) for label, values in columns.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"block {name}: columns of unequal length: {lengths}")
-    handle.write("loop_ \n")
-    handle.writelines(f"_{label} #{number} \n" for number, label in enumerate(columns, 1))
     n_rows = next(iter(lengths.values()))
-    for first in range(0, n_rows, ROWS_WRITTEN):
-        words = [_aligned(values[first:first + ROWS_WRITTEN]) for values in columns.values()]
-        handle.writelines(" ".join(row) + " \n" for row in zip(*words))
+    for first in range(0, max(n_rows, 1), ROWS_WRITTEN):
+        yield {label: values[first:first + ROWS_WRITTEN] for label, values in columns.items()}
+
+
+def _write_loop(handle, pieces):
+    for number, columns in enumerate(pieces):
+        if number == 0:
+            handle.write("loop_ \n")
+            handle.writelines(f"_{label} #{number} \n" for number, label in enumerate(columns, 1))
+        handle.writelines(" ".join(row) + " \n" for row in zip(*map(_aligned, columns.values())))
 
 
 def _aligned(values):
     words = as_text(values)
-    width = max(12 if np.asarray(values).dtype.kind in "fiub" else 0, max(map(len, words)))
+    width = max(12 if np.asarray(values).dtype.kind in "fiub" else 0, max(map(len, words), default=0))
     return [word.rjust(width) for word in words]
 
 

@@ -1,10 +1,13 @@
-"""Where a rank keeps what it has computed of its particles: in memory, or as records in a scratch file.
+"""Where a rank keeps what it knows of its particles: in memory, or in scratch files, so that its memory does not grow
+with their number.
 
-The file has no name: it is unlinked as soon as it is open, so nothing is left of it however the run ends. Its bytes
-are reserved before the first image is read, so a full disk is a sentence at the start. It is read by plain positioned
-reads rather than a memory map: the memory of a rank stays what was promised, and a disk that fails raises an exception
-instead of a bus error.
+The files have no names: they are unlinked as soon as they are open, so nothing is left of them however the run ends.
+Their bytes are reserved before they are used, so a full disk is a sentence and not a crash. Images, which are most of
+it, are read by plain positioned reads: a disk that fails raises an exception instead of a bus error. What else is known
+of a particle, some 200 bytes, are arrays in mapped files: all code treats them as any array, and `release` gives their
+pages back whenever a piece of work is done.
 """
+import mmap
 import os
 import tempfile
 import weakref
@@ -15,6 +18,124 @@ import numpy as np
 
 from vitrea.engine.errors import JobError
 from vitrea.kernels.packed import PackedTable
+
+PIECE = 65_536   # particles: arrays of all of them are gone through in pieces of so many
+
+
+def pieces(n, size=PIECE):
+    """slices of at most `size` that cover n."""
+    return (slice(first, min(first + size, n)) for first in range(0, n, size))
+
+
+class Memory:
+    """Arrays in memory: where the particles are few, or memory is plenty."""
+
+    def zeros(self, shape, dtype=np.float64):
+        """An array of zeros."""
+        return np.zeros(shape, dtype)
+
+    def particles(self, n, geometry):
+        """Where the harmonics of n particles are kept."""
+        return InMemory(n, geometry)
+
+    def keep(self, array):
+        """What gives `array` back when it is indexed by ()."""
+        return array
+
+    def release(self):
+        """Nothing can be given back."""
+
+
+class Scratch:
+    """Arrays in unnamed files in `folder`; JobError if it cannot be written or has too little space."""
+
+    def __init__(self, folder):
+        self._folder, self._maps, self._kept = folder, weakref.WeakSet(), None
+
+    def zeros(self, shape, dtype=np.float64):
+        """An array of zeros, mapped from a file of its own."""
+        count = int(np.prod(shape))
+        size = max(1, count * np.dtype(dtype).itemsize)
+        file = scratch_file(self._folder, size)
+        mapped = mmap.mmap(file, size)
+        os.close(file)
+        self._maps.add(mapped)
+        return np.frombuffer(mapped, dtype, count).reshape(shape)
+
+    def particles(self, n, geometry):
+        """Where the harmonics of n particles are kept."""
+        return InScratch(n, geometry, self._folder)
+
+    def keep(self, array):
+        """Append `array` to one file; what gives it back when it is indexed by ()."""
+        self._kept = self._kept or _Appended(self._folder)
+        return self._kept.add(array)
+
+    def release(self):
+        """Give back the memory that holds pages of the arrays; the kernel brings those back that are asked for."""
+        for mapped in list(self._maps):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def scratch_file(folder, size):
+    """Descriptor of an unnamed file in `folder` whose `size` bytes are reserved. JobError if there is no room."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".vitrea-scratch-") as file:
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
+            return os.dup(file.fileno())
+    except OSError as error:
+        refuse(folder, size, error)
+
+
+def refuse(folder, size, error):
+    """JobError: the scratch folder does not take `size` bytes."""
+    raise JobError(f"scratch: {folder} does not take the {size / 1e9:.3g} GB of particles that a rank "
+                   f"keeps there ({error.strerror or error}); expected a writable folder with that much free "
+                   "space for each rank; free some space, choose another scratch folder, or use more memory "
+                   "(storage: memory)") from error
+
+
+class _Appended:
+    """A file that arrays are appended to."""
+
+    def __init__(self, folder):
+        self._folder, self.size, self.file = folder, 0, scratch_file(folder, 0)
+        weakref.finalize(self, os.close, self.file)
+
+    def add(self, array):
+        content, place = memoryview(np.ascontiguousarray(array)).cast("B"), self.size
+        try:
+            os.posix_fallocate(self.file, place, len(content))
+            while len(content):
+                done = os.pwrite(self.file, content, self.size)
+                self.size, content = self.size + done, content[done:]
+        except OSError as error:
+            refuse(self._folder, self.size + len(content), error)
+        return _Stored(self, place, array.dtype, array.shape)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An array in a file of appended arrays."""
+
+    place: _Appended
+    offset: int
+    dtype: np.dtype
+    shape: tuple
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, everything):
+        array = np.empty(self.shape, self.dtype)
+        rest, offset = memoryview(array.view(np.uint8)), self.offset
+        while len(rest):
+            done = os.preadv(self.place.file, [rest], offset)
+            if not done:
+                raise OSError("a scratch file ends too early")
+            rest, offset = rest[done:], offset + done
+        return array[everything]
 
 
 @dataclass(frozen=True)
@@ -63,21 +184,15 @@ class ScratchFile:
 
     def __init__(self, n, record_bytes, folder):
         self._folder, self._record_bytes, self.nbytes = folder, record_bytes, n * record_bytes
-        try:
-            with tempfile.TemporaryFile(dir=folder, prefix=".vitrea-scratch-") as file:
-                self.file = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self.file)
-            if n:
-                os.posix_fallocate(self.file, 0, self.nbytes)
-        except OSError as error:
-            self._refuse(error)
+        self.file = scratch_file(folder, self.nbytes)
+        weakref.finalize(self, os.close, self.file)
 
     def write(self, local, records):
         """Write an array of len(local) records to the places `local` int64[m]. JobError if the disk refuses."""
         try:
             self._transfer(os.pwritev, local, records)
         except OSError as error:
-            self._refuse(error)
+            refuse(self._folder, self.nbytes, error)
 
     def read(self, local, records):
         """Fill an array of len(local) records from the places `local` int64[m]. OSError if the disk fails."""
@@ -94,12 +209,6 @@ class ScratchFile:
                     if not count:
                         raise OSError(f"the scratch file in {self._folder} ends at {offset + done} of {self.nbytes}")
                     done += count
-
-    def _refuse(self, error):
-        raise JobError(f"scratch: {self._folder} does not take the {self.nbytes / 1e9:.3g} GB of particles that a rank "
-                       f"keeps there ({error.strerror or error}); expected a writable folder with that much free "
-                       "space for each rank; free some space, choose another scratch folder, or use more memory "
-                       "(storage: memory)") from error
 
 
 class InScratch:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vitrea.engine.errors import JobError
-from vitrea.engine.star import read_star, write_star
+from vitrea.engine.star import ROWS_AT_ONCE, ROWS_WRITTEN, read_long_star, read_star, write_star
+from vitrea.engine.storage import Memory
 
 
 def star(tmp_path, text):
@@ -164,3 +165,27 @@ def test_relion_reads_what_is_written(tmp_path):
     chosen = read_star(tmp_path / "out.star")["particles"]
     assert chosen["rlnImageName"].tolist() == ["2@a.mrcs"]
     assert float(chosen["rlnLogLikeliContribution"][0]) == pytest.approx(1e-5)
+
+
+def test_a_long_column_is_read_in_pieces_and_as_a_whole(tmp_path):
+    """Words that are not ASCII too, and rows on both sides of the border between two pieces."""
+    n = ROWS_AT_ONCE + 3
+    words = [f"mäander_{i}.mrc" if i == 7 else f"m{i}.mrc" for i in range(n)]
+    write_star(tmp_path / "o.star", {"a": {"rlnMicrographName": np.array(words), "rlnX": np.arange(n)}})
+    column = read_long_star(tmp_path / "o.star", Memory())["a"]["rlnMicrographName"]
+    assert len(column) == n
+    assert column.tolist() == words
+    assert [len(text) for _, text in column.pieces()] == [ROWS_AT_ONCE, 3]
+    chosen = [n - 1, 7, ROWS_AT_ONCE - 1, ROWS_AT_ONCE, 7]
+    assert column[np.array(chosen)].tolist() == [words[i] for i in chosen]
+    assert column[ROWS_AT_ONCE - 2:ROWS_AT_ONCE + 1].tolist() == words[ROWS_AT_ONCE - 2:ROWS_AT_ONCE + 1]
+
+
+def test_a_table_written_in_pieces_is_the_same_file(tmp_path):
+    n = 2 * ROWS_WRITTEN + 10
+    columns = {"rlnX": np.arange(n), "rlnY": np.sqrt(np.arange(n)), "rlnName": np.array([f"m{i}" for i in range(n)])}
+    write_star(tmp_path / "whole.star", {"a": columns})
+    cut = ({label: values[first:first + ROWS_WRITTEN] for label, values in columns.items()}
+           for first in range(0, n, ROWS_WRITTEN))
+    write_star(tmp_path / "cut.star", {"a": cut})
+    assert (tmp_path / "cut.star").read_bytes() == (tmp_path / "whole.star").read_bytes()

@@ -19,7 +19,7 @@ from vitrea.engine.log import read_records
 from vitrea.engine.options import Classify2dOptions
 from vitrea.engine.particles import read_particles
 from vitrea.engine.shards import LARGEST_BLOCK, make_blocks
-from vitrea.engine.storage import InMemory, InScratch, Kept, ScratchRows, record_type
+from vitrea.engine.storage import InMemory, InScratch, Kept, Scratch, ScratchRows, record_type
 from vitrea.jobs import cli
 from vitrea.kernels.packed import PackedTable
 from vitrea.kernels.polar import PolarGrid
@@ -117,6 +117,49 @@ def test_going_through_the_file_takes_the_memory_of_a_few_blocks(tmp_path):
     held, grown, block = map(int, script.stdout.split())
     assert held > 100e6
     assert grown < (plan.BLOCKS_AHEAD + 3) * block
+
+
+# ---- what else is known of the particles
+
+def test_arrays_in_scratch_are_arrays_whose_pages_may_be_given_back(tmp_path):
+    space = Scratch(tmp_path)
+    array, pair = space.zeros(3000, np.int32), space.zeros((4, 2))
+    assert not array.any()
+    array[:], pair[2] = np.arange(3000), (1.5, -2.0)
+    words = [space.keep(np.array(each)) for each in ([b"a", b"bcd"], [b"e"])]
+    space.release()
+    np.testing.assert_array_equal(array, np.arange(3000))
+    assert pair.tolist() == [[0, 0], [0, 0], [1.5, -2.0], [0, 0]]
+    assert [part[()].tolist() for part in words] == [[b"a", b"bcd"], [b"e"]]
+    assert not list(tmp_path.iterdir())
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_released_arrays_take_no_memory(tmp_path):
+    space = Scratch(tmp_path)
+    array = space.zeros(8_000_000)
+    before = resident()
+    array[:] = 1.0
+    assert resident() > before + 60e6
+    space.release()
+    assert resident() < before + 5e6
+    assert array[-1] == 1.0
+
+
+@pytest.mark.parametrize("stack", ["mixed.star", "plain/truth.star"])
+def test_a_table_in_scratch_is_that_in_memory(stacks, tmp_path, stack):
+    plain, kept = read_particles(stacks / stack), read_particles(stacks / stack, space=Scratch(tmp_path))
+    assert plain.optics == kept.optics
+    for name, array in vars(plain).items():
+        if isinstance(array, np.ndarray):
+            np.testing.assert_array_equal(array, getattr(kept, name), name)
+    rows = np.random.default_rng(0).permutation(len(plain))[:20]
+    for label, column in plain.columns.items():
+        for chosen in (slice(None), slice(7, 30), rows, rows[0], np.arange(len(plain)) % 3 == 0):
+            assert kept.columns[label][chosen].tolist() == column[:][chosen].tolist()
 
 
 # ---- whole runs
@@ -238,10 +281,11 @@ def test_auto_keeps_particles_in_memory_while_they_fit_the_machine_and_the_limit
         planned(stacks, memory_limit=0.1)
 
 
-def test_memory_in_scratch_grows_by_the_small_records_of_a_particle_alone(stacks):
-    few, many = (planned(stacks, n=n, storage="scratch") for n in (20_000, 80_000))
+def test_memory_in_scratch_grows_by_what_is_held_for_a_moment_alone(stacks):
+    few, many = (planned(stacks, n=n, storage="scratch") for n in (100_000, 400_000))
     grown = many.memory_per_rank_bytes - few.memory_per_rank_bytes
-    assert grown == pytest.approx(60_000 * (plan.BYTES_A_ROW + plan.BYTES_A_PARTICLE / 2), rel=0.03)
+    assert grown == pytest.approx(300_000 * plan.BYTES_PASSING, abs=2)
+    assert plan.BYTES_PASSING < 10
     assert many.scratch_per_rank_bytes == 4 * few.scratch_per_rank_bytes
 
 
@@ -279,7 +323,7 @@ def test_checkpoints_are_written_when_their_time_has_come_and_at_the_end(stacks,
     monkeypatch.chdir(tmp_path)
     write, saved = classify2d.write_checkpoint, []
     monkeypatch.setattr(classify2d, "write_checkpoint",
-                        lambda path, arrays, kept: (saved.append(kept["iteration"]), write(path, arrays, kept)))
+                        lambda path, arrays, kept, *space: (saved.append(kept["iteration"]), write(path, arrays, kept)))
     for minutes, expected in ((0, [1, 2, 3, 4]), (60, [4])):
         saved.clear()
         job = write_job(tmp_path, stacks, f"run{minutes}", "memory")
@@ -295,7 +339,8 @@ def test_the_streaming_benchmark_compares_the_results_and_tells_memory_disk_and_
     monkeypatch.setattr(streaming, "JOB", streaming.JOB | {"particle_diameter": 90, "max_iterations": 1})
     memory, scratch, fetched = records = streaming.measure(tmp_path, [150])
     assert (memory["storage"], scratch["storage"]) == ("memory", "scratch")
-    assert (memory["disk"], scratch["disk"]) == (0, 150 * fetched["record_bytes"])
+    assert (memory["disk"], scratch["disk"]) == (
+        0, 150 * (fetched["record_bytes"] + plan.BYTES_A_PARTICLE + plan.BYTES_A_ROW))
     assert min(run["memory"] for run in (memory, scratch)) > 50e6
     assert fetched["again_cpu"] > 0
     told = streaming.told(records)
