@@ -1,7 +1,7 @@
 """`vitrea bench junk`, `order` and `sizes`: what `job: cluster` says of particles, beside what is true of them.
 
-Every run is the job's own: a chain along the first principal component, its schedule, a tenth of the particles held
-out; the specimens are those of benchmarks/aligned.py.
+Every run is the job's own: a chain, its usual starts, its schedule, a tenth of the particles held out; the specimens
+are those of benchmarks/aligned.py.
 
     junk   a share of 0.2 is junk, then none: precision and recall of what is set aside, recall by kind, and the share
            of good particles that is set aside where there is no junk
@@ -15,31 +15,38 @@ import numpy as np
 from scipy.stats import spearmanr
 from threadpoolctl import threadpool_limits
 
-from vitrea.benchmarks.aligned import CROWDED, GOOD, MOVED, NOISE, simulate_motion
-from vitrea.benchmarks.hinge import COMPONENTS, HELD_OUT, SETS, labels, simulated
+from vitrea.benchmarks.aligned import CROWDED, GOOD, MOVED, NOISE, accuracy, simulate_motion
+from vitrea.benchmarks.hinge import HELD_OUT, SETS, labels, simulated
 from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import keep, surroundings
 from vitrea.engine.annealing import Schedule, begin, fit
+from vitrea.engine.cluster import COMPONENTS
 from vitrea.engine.comm import alone
 from vitrea.engine.latent import chain
 from vitrea.engine.manifold import Expectation, Settings, assign
-from vitrea.engine.selection import next_size
-from vitrea.engine.starts import analyse, from_components
+from vitrea.engine.starts import analyse, at_random, from_components
+from vitrea.engine.trials import USUAL_STARTS, Trials, most_classes
 
 JUNK = 0.2
 MOVING, NODES = 1500, 20
-LEAST, MOST = 3, 75   # classes: with 20 particles each
+LEAST = 3   # classes
 KINDS = {"noise": NOISE, "off_centre": MOVED, "neighbour": CROWDED}
 
 
-def cooled(aligned, seed, n_nodes, settings=None, only_cool=False):
-    """The last State of a chain begun along the first principal component; only_cool: not settled."""
-    particles = aligned.particles(HELD_OUT, seed)
+def found_by_the_job(aligned, seed, n_classes, outliers=False):
+    """(Trials, the Manifold that is kept) of as many starts as the job makes; n_classes None: to be found."""
+    particles, settings, schedule = aligned.particles(HELD_OUT, seed), Settings(outliers=outliers), Schedule()
     components, beta = analyse(particles, COMPONENTS, comm=alone())
-    lattice = chain(n_nodes, basis_fraction=1.0, width=0.5)
-    state = begin(from_components(lattice, particles.layout, components, beta), components.eigenvalues[0])
-    return fit(particles, state, settings or Settings(), Schedule(), comm=alone(),
-               on_iteration=lambda state, _: only_cool and state.stage == "settle")
+    trials = Trials()
+    while (trial := trials.next(n_classes, USUAL_STARTS, LEAST, most_classes(len(particles)))) is not None:
+        size, number = trial
+        lattice = chain(size, basis_fraction=1.0, width=0.5)
+        start = (at_random(lattice, particles.layout, components, beta, seed + number) if number else
+                 from_components(lattice, particles.layout, components, beta))
+        state = fit(particles, begin(start, components.eigenvalues[0]), settings, schedule, comm=alone(),
+                    on_iteration=lambda state, _: state.stage == "settle")
+        trials = trials.after(size, number, state)
+    return trials, fit(particles, trials.best, settings, schedule, comm=alone()).manifold
 
 
 def junk(name, snr, seed):
@@ -47,7 +54,7 @@ def junk(name, snr, seed):
     found = {}
     for share in (JUNK, 0.0):
         aligned = simulated(name, snr, seed, share)
-        model = cooled(aligned, seed, aligned.n_classes, Settings(outliers=True)).manifold
+        _, model = found_by_the_job(aligned, seed, aligned.n_classes, outliers=True)
         aside = labels(aligned.particles(), model) < 0
         true = aligned.kind != GOOD
         if share:
@@ -62,18 +69,18 @@ def junk(name, snr, seed):
 def order(_, snr, seed):
     """Spearman's correlation, its sign left out."""
     aligned, degrees = simulate_motion(MOVING, snr, seed)
-    particles, model = aligned.particles(), cooled(aligned, seed, NODES).manifold
+    particles, (_, model) = aligned.particles(), found_by_the_job(aligned, seed, NODES)
     expectation = Expectation(particles, model)
     latent = np.concatenate([assign(expectation, block).latent[:, 0] for block in particles.blocks])
     return {"spearman": float(abs(spearmanr(latent, degrees).statistic))}
 
 
 def sizes(name, snr, seed):
-    """The number of classes found, the true one, and how many were tried."""
-    aligned, judged = simulated(name, snr, seed), {}
-    while (size := next_size(judged, LEAST, MOST)) is not None:
-        judged[size] = cooled(aligned, seed, size, only_cool=True).best_held_out
-    return {"classes": max(judged, key=judged.get), "true": aligned.n_classes, "tried": len(judged)}
+    """The number of classes found, the true one, how many annealings that took, and the accuracy of the classes."""
+    aligned = simulated(name, snr, seed)
+    trials, model = found_by_the_job(aligned, seed, None)
+    return {"classes": model.n_nodes, "true": aligned.n_classes, "tried": len(trials.sizes),
+            "accuracy": accuracy(aligned.truth, labels(aligned.particles(), model))}
 
 
 MEASURE = {"junk": junk, "order": order, "sizes": sizes}

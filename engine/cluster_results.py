@@ -16,7 +16,8 @@ from vitrea.engine.poses import wrap_degrees
 from vitrea.engine.stacks import write_stack
 
 FILES = ("run_data.star", "run_classes.mrcs", "run_model.star", "classes.png", "latent_map.png", "convergence.png")
-UNIT = 2.0   # a component is √2 times the real or imaginary part of an orthonormal transform
+AT_ONCE = 64   # images made at once: their transforms are eight times as large
+UNIT = 2.0     # a component is √2 times the real or imaginary part of an orthonormal transform
 
 
 def write(run, manifold):
@@ -47,8 +48,11 @@ def write(run, manifold):
 
 def class_images(geometry, level, components):
     """float32[C, L, L], in the grey values of the particles, of averages float64[C, D] in units of their noise."""
-    plane = geometry.plane
-    return plane.images(components * np.sqrt(level)[plane.shell][plane.group])
+    plane, images = geometry.plane, np.empty((len(components), geometry.box_size, geometry.box_size), np.float32)
+    for i in range(0, len(components), AT_ONCE):
+        part = slice(i, i + AT_ONCE)
+        images[part] = plane.images(components[part] * np.sqrt(level)[plane.shell][plane.group])
+    return images
 
 
 def particle_results(table, known, window=None, pixel_size=1.0):

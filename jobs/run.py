@@ -30,6 +30,7 @@ RESULTS = {
     "run_model.star": "size, resolution and spectra of each class",
     "model.npz": "the trained picker, for job: pick",
     "autopick.star": "micrographs and the coordinate files of their picks",
+    "rounds.csv": "what each round of training came to on micrographs held back",
     "training.png": "its loss, precision against recall, and how far scores are probabilities",
     "summary.csv": "picks, candidates and problems by micrograph, and which to look at first",
     "picks.png": "histogram of the scores, and picks by micrograph",

@@ -1,1 +1,1 @@
-"""Micrograph to coordinates: the room that is kept for particle picking; it holds no code yet."""
+"""Micrograph to coordinates: networks and their training, the dense scan, picks and what is made of them."""

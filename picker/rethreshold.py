@@ -108,6 +108,7 @@ def format_change(change, shown=10):
         rows += [(words, *(f"{figure(counts):.3f}" for counts in change.counts)) for words, figure in (
             ("  precision", lambda counts: counts.precision), ("  recall", lambda counts: counts.recall),
             ("  F1", Counts.f), ("  F2", lambda counts: counts.f(2)))]
+    rows.append(("pictures drawn anew", "", f"{change.pictures}"))
     most = sorted((name for name in before if before[name] != after[name]),
                   key=lambda name: -abs(after[name] - before[name]))
     if most:

@@ -61,7 +61,7 @@ def test_a_given_value_rewrites_every_file_and_tells_before_and_after(run, capsy
     assert numbers(run) == [4, 2, 0]
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert said == ["before after", "threshold 0.650 0.250", "picks, 3 micrographs 4 6", "picks a micrograph 1.3 2.0",
-                    "changed", "mics/a.mrc 2 4"]
+                    "pictures drawn anew 3", "changed", "mics/a.mrc 2 4"]
     assert [row["picks"] for row in summary(run)] == ["4", "2", "0", "0"]
     assert [row["micrograph"] for row in summary(run)][2] == "mics/bad.mrc"
     assert summary(run)[2]["problem"] == "mics/bad.mrc: blank"
