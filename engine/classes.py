@@ -53,7 +53,7 @@ def first_references(run):
     order = _drawn(run, SEED_PARTICLES * n_classes)
     count = max(1, min(SEED_PARTICLES, len(order) // n_classes))
     members = [order[np.arange(count * k, count * (k + 1)) % len(order)] for k in range(n_classes)]
-    data, weight = _summed(run, members, grid, lambda kept, _: kept.table.take(kept.rows, grid))
+    data, weight = summed(run, members, count, grid, lambda kept, _: kept.table.take(kept.rows, grid))
     prior = 0.1 * weight.mean(axis=1, keepdims=True)
     references = (data / (weight + prior)[:, grid.ring_of]).astype(np.complex64)
     apply_harmonic_disc(grid, restrict(run.operators, grid), references)
@@ -72,16 +72,16 @@ def _drawn(run, count):
     return run.comm.bcast(drawn, root=0)
 
 
-def _summed(run, members, grid, coefficients):
+def summed(run, members, most, grid, coefficients):
     """Sums over the particles of each list of rows: (complex128[n, size] of `coefficients(kept, local)`, float64[n, R']
     of C²). Collective.
 
-    Every term is rounded to its quantum, so the sums do not depend on where the particles lie.
+    Every term is rounded to its quantum, so the sums do not depend on where the particles lie. A rank may leave out
+    rows of others; most: a bound of what any list has on all ranks together, the same on each.
     """
     shard, peak = run.passes.shard, run.passes.peak[:grid.n_rings]
     where = _places(shard, np.unique(np.concatenate(members)))
-    n = max(map(len, members))
-    data_quanta, weight_quanta = quantum(4.0 * n * np.maximum(peak, 1e-30))[grid.ring_of], quantum(2.0 * n)
+    data_quanta, weight_quanta = quantum(4.0 * most * np.maximum(peak, 1e-30))[grid.ring_of], quantum(2.0 * most)
     data, weight = np.zeros((len(members), grid.size), np.complex128), np.zeros((len(members), grid.n_rings))
     for k, rows in enumerate(members):
         local = np.array([where[row] for row in rows.tolist() if row in where], dtype=np.int64)
@@ -131,7 +131,8 @@ def reseed(run, model, class_weight, assigned, support, iteration):
         return model, {}
     grid = run.geometry.grid.with_rings(model.rings)
     members = [_seeds(run, donor, iteration, number, assigned[donor]) for number, (_, donor) in enumerate(pairs)]
-    data, weight = _summed(run, members, grid, lambda kept, local: _turned_back(run, kept, local, grid))
+    data, weight = summed(run, members, int(assigned.max()), grid,
+                          lambda kept, local: _turned_back(run, kept, local, grid))
     references, tau2 = model.references.copy(), model.tau2.copy()
     ssnr, prior = model.ssnr.copy(), model.class_prior.copy()
     for j, (new, donor) in enumerate(pairs):

@@ -36,7 +36,8 @@ QUIET_ITERATIONS = 3          # iterations without news after which a run has co
 STILL_FALLING = 0.95          # a smaller fraction of class changes than this times the least so far is news
 LEAST_ITERATIONS = 6           # full passes, unless mini-batches went before
 LEAST_AFTER_BATCHES = 1
-QUIET_SHARE = 0.5             # of an epoch of mini-batches without news, after which they have converged
+QUIET_SHARE = 1.0 / 3.0       # of an epoch of mini-batches without news, after which they have converged
+FEW_RINGS = 2                 # that a full pass after mini-batches may gain without being worth another
 WORTH_A_PASS = 1.0            # nats a particle: a full pass after mini-batches that brings less brings no news
 CENTRING_PASSES = 6
 STEADY_CHANGE = 0.15          # a larger fraction of class changes is never called converged, however steady
@@ -362,7 +363,9 @@ def _advanced(run, state, totals):
         settling = state.in_stage > 0 and likelihood > state.log_likelihood + WORTH_A_PASS
     else:
         settling = changed > STEADY_CHANGE or (changed > run.options.convergence_change and falling)
-    news = bool(changes) or rings > before or settling
+    # a pass uses RING_MARGIN rings beyond those resolved: one more of them brings little that is new
+    finer = rings > before + (FEW_RINGS if _after_batches(state) else 0)
+    news = bool(changes) or finer or settling
     state = replace(state, model=model, marching=marching, quiet=0 if news else state.quiet + 1,
                     least_changed=1.0 if changes else min(changed, least), log_likelihood=likelihood,
                     iteration=state.iteration + 1, in_stage=state.in_stage + 1)
