@@ -36,7 +36,7 @@ BATCHES_PAY = 3                                # in so many particles
 @dataclass
 class Run:
     """What does not change during a run; window: poses looked at about the given ones; memory: its peak on rank 0 so
-    far [bytes]."""
+    far [bytes]; analysis: principal components and noise precision, once they are known."""
 
     options: object
     table: object
@@ -47,6 +47,7 @@ class Run:
     stop: StopRequest
     comm: object
     memory: int = 0
+    analysis: tuple | None = None
 
 
 def run(options, *, resume, comm):
@@ -59,9 +60,9 @@ def run(options, *, resume, comm):
         if begun is None:
             log.tell("stopped", reason=stop.reason)
             return "stopped"
-        state = _tried(begun, *(_restore(begun) if resume else (Trials(), None)))
-        if not finished(options, state):
-            log.tell("stopped", **_reached(options, state), reason=stop.reason)
+        trials, state = _tried(begun, *(_restore(begun) if resume else (Trials(), None)))
+        if not finished(options, trials, state):
+            log.tell("stopped", **_reached(options, trials, state), reason=stop.reason)
             return "stopped"
         cluster_results.write(begun, state.manifold)
         return "done"
@@ -122,20 +123,24 @@ def sized(options, n_classes):
 
 
 def _tried(run, trials, state):
-    """Go through the trials, if there are more than one, and finish the best: the last State, or that of a stop."""
+    """Go through the trials, if there are more than one, and finish the best: (Trials, the last State, or that of a
+    stop)."""
     options, n = run.options, run.shard.embedded.n_total
     most = most_classes(n)
     can_choose = options.held_out > 0 and options.start != "classes"
     n_starts = options.starts or (usual_starts(n, options.n_classes or most) if can_choose else 1)
     bounds = (n_starts, 5 if options.latent == "closed_chain" else 3, most)
     while (trial := trials.next(options.n_classes, *bounds)) is not None:
-        state = _iterate(run, state or start(run, *trial), trials, only_cool=True)
-        if state.stage == "cool" and state.iteration < options.max_iterations:
-            return state
+        state = state or replace(start(run, *trial), iteration=trials.iterations)
+        state = _iterate(run, state, trials, only_cool=True)
+        if state.stage == "cool" and not finished(options, trials, state):
+            return trials, state
         trials = trials.after(*trial, state)
         run.log.line(f"{trial[0]} classes, start {trial[1] + 1}: held out {trials.judged[-1]:.3f}")
         state = None
-    return _iterate(run, state or trials.best or start(run, options.n_classes, 0), trials)
+    if state is None and trials.best is not None:
+        state = replace(trials.best, iteration=trials.iterations)
+    return trials, _iterate(run, state or start(run, options.n_classes, 0), trials)
 
 
 def start(run, n_classes, number):
@@ -145,10 +150,8 @@ def start(run, n_classes, number):
     """
     options, embedded = sized(run.options, n_classes), run.shard.embedded
     lattice, layout = make_lattice(options), embedded.layout
-    components, beta = starts.analyse(embedded, max(COMPONENTS, lattice.dimension), comm=run.comm, seed=options.seed)
+    components, beta = _analysed(run)
     critical = float(components.eigenvalues[0])
-    run.log.line(f"classes appear at T {critical:.2f}; {components.significant()} of the first "
-                 f"{len(components.eigenvalues)} principal components stand above the noise")
     if options.start == "classes":
         references = given_classes(run, lattice.n_nodes)
         return annealing.begin_settled(starts.from_references(lattice, layout, references, beta),
@@ -158,6 +161,16 @@ def start(run, n_classes, number):
     else:
         manifold = starts.from_components(lattice, layout, components, beta)
     return annealing.begin(manifold, critical, options.temperature)
+
+
+def _analysed(run):
+    """(Components, β) of the particles, found once. Collective."""
+    if run.analysis is None:
+        run.analysis = starts.analyse(run.shard.embedded, COMPONENTS, comm=run.comm, seed=run.options.seed)
+        components, _ = run.analysis
+        run.log.line(f"classes appear at T {components.eigenvalues[0]:.2f}; {components.significant()} of the first "
+                     f"{len(components.eigenvalues)} principal components stand above the noise")
+    return run.analysis
 
 
 def given_classes(run, n_nodes):
@@ -188,9 +201,14 @@ def schedule(options, n_particles):
     return annealing.Schedule(cooling=options.cooling, coldest=options.temperature, batch=batch, seed=options.seed)
 
 
-def finished(options, state):
+def limit(options, trials):
+    """The last iteration of this trial, or of the end; those of the trials before are counted too."""
+    return trials.iterations + options.max_iterations
+
+
+def finished(options, trials, state):
     """Whether the manifold has settled or used up its iterations."""
-    return state.stage == "done" or state.iteration >= options.max_iterations
+    return state.stage == "done" or state.iteration >= limit(options, trials)
 
 
 def _iterate(run, state, trials, only_cool=False):
@@ -199,7 +217,7 @@ def _iterate(run, state, trials, only_cool=False):
     learner = annealing.Annealing(run.shard.embedded, state.manifold.lattice, settings,
                                   schedule(sized(run.options, state.manifold.n_nodes), len(run.table)),
                                   comm=run.comm)
-    while not (finished(run.options, state) or (only_cool and state.stage == "settle")):
+    while not (finished(run.options, trials, state) or (only_cool and state.stage == "settle")):
         run.stop.asked()   # tells the other ranks
         if run.stop.agreed():
             return state
@@ -207,22 +225,22 @@ def _iterate(run, state, trials, only_cool=False):
         state, report = learner.step(state)
         run.memory = max(run.memory, peak_memory())
         _save(run, state, trials)
-        _report(run, state, report, time.perf_counter() - begin)
+        _report(run, trials, state, report, time.perf_counter() - begin)
     if not only_cool:
         run.log.line(f"settled at T {state.manifold.temperature:.2f}" if state.stage == "done" else
                      "max_iterations reached, not settled")
     return state
 
 
-def _report(run, state, report, seconds):
-    run.log.tell("iteration", iteration=state.iteration, of=run.options.max_iterations, stage=report.stage,
+def _report(run, trials, state, report, seconds):
+    run.log.tell("iteration", iteration=state.iteration, of=limit(run.options, trials), stage=report.stage,
                  temperature=report.temperature, log_likelihood=report.log_likelihood, held_out=report.held_out,
                  class_sizes=np.rint(report.class_sizes).astype(int), outliers=report.outliers, seconds=seconds,
-                 eta=_most_left(run, state) * seconds, memory=run.memory, **report.seconds)
+                 eta=_most_left(run, trials, state) * seconds, memory=run.memory, **report.seconds)
 
 
-def _most_left(run, state):
-    """Iterations that are left, at most."""
+def _most_left(run, trials, state):
+    """Iterations that are left of this trial, at most."""
     plan, stage = schedule(sized(run.options, state.manifold.n_nodes), len(run.table)), state.stage
     if stage == "done":
         return 0
@@ -230,12 +248,12 @@ def _most_left(run, state):
     if stage == "cool":
         temperatures = np.ceil(np.log(state.manifold.temperature / plan.coldest) / -np.log(plan.cooling)) + 1
         left += int(temperatures) * plan.sweeps * (1 if state.ordered else 2) - state.in_stage + 1
-    return min(left, run.options.max_iterations - state.iteration)
+    return min(left, limit(run.options, trials) - state.iteration)
 
 
-def _reached(options, state):
+def _reached(options, trials, state):
     """Where a run is, for the log."""
-    return {"total": state.iteration, "iteration": state.iteration, "of": options.max_iterations, "stage": state.stage}
+    return {"total": state.iteration, "iteration": state.iteration, "of": limit(options, trials), "stage": state.stage}
 
 
 def identity(run):
@@ -256,5 +274,6 @@ def _restore(run):
     """(Trials, State) of the last checkpoint. Collective."""
     arrays, _ = read_checkpoint(run.options.output / CHECKPOINT_NAME, identity(run))
     state = annealing.state_from_arrays(arrays)
-    run.log.tell("resumed", **_reached(run.options, state))
-    return Trials.from_arrays(arrays), state
+    trials = Trials.from_arrays(arrays)
+    run.log.tell("resumed", **_reached(run.options, trials, state))
+    return trials, state

@@ -17,19 +17,21 @@ USUAL_STARTS, AFFORDED = 3, 2_000_000    # starts, where particles × classes ar
 @dataclass(frozen=True)
 class Trials:
     """What has been tried: numbers of classes, numbers of the starts, and judgements [nats a particle], in order; best:
-    the State of the best at the end of its cooling, None before there is one."""
+    the State of the best at the end of its cooling, None before there is one; iterations of all of them."""
 
     sizes: tuple = ()
     starts: tuple = ()
     judged: tuple = ()
     best: State = None
+    iterations: int = 0
 
     def after(self, size, number, state):
         """The same, and one more."""
         judgement = state.best_held_out if np.isfinite(state.best_held_out) else -np.inf
         better = self.best is None or judgement > max(self.judged)
         return replace(self, sizes=(*self.sizes, size), starts=(*self.starts, number),
-                       judged=(*self.judged, judgement), best=state if better else self.best)
+                       judged=(*self.judged, judgement), best=state if better else self.best,
+                       iterations=state.iteration)
 
     def next(self, n_classes, n_starts, least, most):
         """(number of classes, number of the start) to try next; None if there is no more.
@@ -51,7 +53,7 @@ class Trials:
     def arrays(self):
         """dict of arrays, for a checkpoint."""
         found = {"trial_sizes": np.array(self.sizes, np.int64), "trial_starts": np.array(self.starts, np.int64),
-                 "trial_judged": np.array(self.judged, np.float64)}
+                 "trial_judged": np.array(self.judged, np.float64), "trial_iterations": np.array(self.iterations)}
         return found if self.best is None else found | {
             f"trial_best_{name}": value for name, value in state_arrays(self.best).items()}
 
@@ -60,7 +62,8 @@ class Trials:
         """The Trials that `arrays` took apart."""
         own = {name.removeprefix("trial_best_"): arrays[name] for name in arrays if name.startswith("trial_best_")}
         return cls(*(tuple(np.asarray(arrays[name]).tolist()) for name in (
-            "trial_sizes", "trial_starts", "trial_judged")), state_from_arrays(own) if own else None)
+            "trial_sizes", "trial_starts", "trial_judged")), state_from_arrays(own) if own else None,
+            int(arrays["trial_iterations"]))
 
 
 def most_classes(n_particles):
