@@ -15,7 +15,7 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.star import read_star
 from vitrea.picker.coordinates import STEM_ENDINGS, SUFFIXES, Coordinates, coordinates_of_table, read_coordinates
 from vitrea.picker.evaluate import Counts, count, curve, match
-from vitrea.picker.results import CANDIDATES, SETTLED_NAME, settled
+from vitrea.picker.results import CANDIDATES, INDEX_NAME, settled
 
 GATHERED = "rlnMicrographName"
 HEAD_LINES = 5000   # of a STAR file, among which the labels of its last table begin
@@ -172,7 +172,7 @@ def _side(path):
     if not path.exists():
         raise JobError(f"{path}: there is no such file or folder; expected coordinates; check the path")
     if path.is_dir():
-        if (path / SETTLED_NAME).exists() and (path / CANDIDATES).is_dir():
+        if (path / CANDIDATES).is_dir():
             return _Side(path, _in_folder(path / CANDIDATES), settled(path)[0])
         return _Side(path, _in_folder(path))
     gathered = _gathered(path) if path.suffix == ".star" else None
@@ -182,7 +182,8 @@ def _side(path):
 def _in_folder(folder):
     found = {}
     for suffix in reversed(SUFFIXES):   # of two formats of one micrograph the first counts
-        found |= {_key(path.relative_to(folder)): path for path in sorted(folder.rglob(f"*{suffix}"))}
+        found |= {_key(path.relative_to(folder)): path for path in sorted(folder.rglob(f"*{suffix}"))
+                  if path.name != INDEX_NAME}
     if not found:
         raise JobError(f"{folder}: found no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file; expected coordinates, a "
                        "file for each micrograph; check the folder")

@@ -44,6 +44,9 @@ class PickTrainOptions(MicrographOptions):
                              minimum=0, section="labels")
     holdout: float = key("fraction of the micrographs that is not trained on, but decides the threshold", 0.2,
                          minimum=0, maximum=0.8, section="labels")
+    folds: int = key("where no micrograph is held back: parts they are cut into, each judged by a network trained on "
+                     "the others, which takes as many trainings more; 0: judged where it was trained", 0, minimum=0,
+                     section="labels")
 
     diameter: float = key("diameter of the particle, its longest axis", unit="Å", above=0, example=180.0,
                           section="training")

@@ -1,8 +1,9 @@
 """`job: pick-train`: labelled micrographs to a model file.
 
 Micrographs are prepared by the ranks in turn and then known to all; some are held back, on which scores are calibrated
-to probabilities and the threshold is chosen. If there are too few to hold one back, both happen on the micrographs that
-were trained on, whose scores are surer than those of others; the log and the model say so.
+to probabilities and the threshold is chosen. If there are too few to hold one back, both happen by cross-validation
+(`folds`), every micrograph scored by a network that was trained on the others; or else on the micrographs that were
+trained on, whose scores are surer than those of others. The log and the model say which.
 """
 import importlib.metadata
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ MODEL_NAME = "model.npz"
 TOLD_STEPS = 50          # steps between two lines of the log
 LEAST_POSITIVES = 10     # labels with which training makes sense
 HELD_BACK, TRAINED_ON = "micrographs held back", "the micrographs trained on"
+CROSS_VALIDATED = "all micrographs, each by a network that had not seen it"
 
 
 def run(options, *, resume, comm):
@@ -39,15 +41,14 @@ def run(options, *, resume, comm):
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
         labels = load_labels(options, Preparation.of(PRESETS[options.network], options.diameter), log, comm=comm)
         held = int(options.holdout * len(labels))
-        training, testing = labels[held:], labels[:held] or labels
-        _announce(options, training, held, log, comm)
-        fitted = fit_model(training, testing, options, log, stop=stop, comm=comm)
+        _announce(options, labels[held:], held, log, comm)
+        fitted = fit_model(labels[held:], labels[:held], options, log, stop=stop, comm=comm)
         if fitted is None:
             log.tell("stopped", reason=stop.reason)
             return "stopped"
         if comm.rank == 0:
             write_fitted(options.output, fitted)
-        tell_judged(fitted.judged, held, log)
+        tell_judged(fitted.judged, log)
         return "done"
 
 
@@ -62,7 +63,30 @@ class Fitted:
 
 def fit_model(training, testing, options, log, *, stop, comm):
     """Train on LabelledMicrographs as the keys of a pick-train job say, calibrate and judge on those for testing: a
-    Fitted, or None if the run was asked to stop. Collective."""
+    Fitted, or None if the run was asked to stop. Collective.
+
+    Without any for testing the judge is cross-validation, if options.folds asks for it, or the training itself.
+    """
+    trained = _trained(training, options, log, stop=stop, comm=comm)
+    if trained is None:
+        return None
+    picker, losses = trained
+    scored, source = [_scored(picker, each) for each in testing or training], HELD_BACK if testing else TRAINED_ON
+    folds = min(options.folds, len(training))
+    if not testing and folds > 1:
+        scored, source = _cross_scored(training, folds, options, log, stop=stop, comm=comm), CROSS_VALIDATED
+        if scored is None:
+            return None
+    judged = _judged(picker, scored, options, source)
+    return Fitted(Model(judged.picker, options.diameter, judged.threshold, {
+        "version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": len(losses),
+        "labels": sum(len(each.positives) for each in training), "micrographs": len(training),
+        "held_back": len(testing), "loss": [round(loss, 6) for loss in losses[TOLD_STEPS - 1::TOLD_STEPS]],
+        **judged.as_dict()}), judged, losses)
+
+
+def _trained(training, options, log, *, stop, comm):
+    """(Picker without calibration, loss of every step), or None if the run was asked to stop. Collective."""
     network = PRESETS[options.network]
     preparation = Preparation.of(network, options.diameter)
     recipe = DEFAULT if options.network == "vitrea" else PUBLISHED
@@ -75,13 +99,22 @@ def fit_model(training, testing, options, log, *, stop, comm):
             log.line(f"step {state.step:>5}/{recipe.steps}   loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
         if stop.agreed():
             return None
-    held = sum(all(each is not other for other in training) for each in testing)
-    picker = Picker(network, state.parameters, state.statistics, preparation, options.min_distance * options.diameter)
-    judged = _judged(picker, testing, options, HELD_BACK if held else TRAINED_ON)
-    return Fitted(Model(judged.picker, options.diameter, judged.threshold, {
-        "version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": recipe.steps,
-        "labels": sum(len(each.positives) for each in training), "micrographs": len(training), "held_back": held,
-        "loss": [round(loss, 6) for loss in losses[TOLD_STEPS - 1::TOLD_STEPS]], **judged.as_dict()}), judged, losses)
+    return Picker(network, state.parameters, state.statistics, preparation,
+                  options.min_distance * options.diameter), losses
+
+
+def _cross_scored(labels, folds, options, log, *, stop, comm):
+    """What `_scored` gives for each LabelledMicrograph, by a network trained on the other parts; None if the run was
+    asked to stop. Collective."""
+    scored = [None] * len(labels)
+    for part in range(folds):
+        log.line(f"cross-validation   network {part + 1} of {folds}")
+        others = [each for number, each in enumerate(labels) if number % folds != part]
+        trained = _trained(others, options, log, stop=stop, comm=comm)
+        if trained is None:
+            return None
+        scored[part::folds] = [_scored(trained[0], each) for each in labels[part::folds]]
+    return scored
 
 
 def write_fitted(folder, fitted):
@@ -195,10 +228,10 @@ def _labelled(listed, number, options, preparation):
         margin=options.edge_margin / preparation.pixel_size)
 
 
-def _judged(picker, labels, options, source):
-    """Judged: scores calibrated on labelled micrographs, and the threshold of the largest F_β there."""
+def _judged(picker, scored, options, source):
+    """Judged: scores calibrated on labelled micrographs (as `_scored` gives them), and the threshold of the largest
+    F_β there."""
     radius = options.match_radius * options.diameter / picker.preparation.pixel_size
-    scored = [_scored(picker, each) for each in labels]
     groups = []
     for picks, scores, truth, ignored in scored:
         verdict = verdicts(picks, scores, truth, radius, ignored)
@@ -223,17 +256,16 @@ def _scored(picker, labelled):
     return np.stack([picks.y, picks.x], axis=1), picks.score, labelled.positives, labelled.ignored
 
 
-def tell_judged(judged, held, log, kind="done"):
+def tell_judged(judged, log, kind="done"):
     """What the labels say of the model, in the log: lines, and a record of this kind."""
-    counts, where = judged.counts, TRAINED_ON
-    if held:
-        where = f"{held} {HELD_BACK}" if held > 1 else "the micrograph held back"
+    counts, where = judged.counts, judged.source
     if judged.picker.calibration is None:
         log.line("scores are those of the network: the candidates on labelled micrographs are all particles, or none "
                  "is, and no probability can be learned from that")
     else:
         log.line(f"scores are probabilities, learned on {where}"
-                 + ("" if held else ", whose scores are surer than those of others: likely too high elsewhere"))
+                 + (", whose scores are surer than those of others: likely too high elsewhere"
+                    if where == TRAINED_ON else ""))
         log.line(f"calibration error {judged.after.error:.3f}, before {judged.before.error:.3f}   Brier score "
                  f"{judged.after.brier:.3f}, before {judged.before.brier:.3f}   "
                  f"{sum(n for *_, n in judged.after.bins)} candidates")

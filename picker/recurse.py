@@ -71,7 +71,7 @@ def run(options, *, resume, comm):
             if fitted is None:
                 break
             folder = Path(options.output) / ROUND.format(number=number)
-            rounds.append(_judged_round(options, number, fitted, added, folder, (held, log), comm))
+            rounds.append(_judged_round(options, number, fitted, added, folder, log, comm))
             if _no_longer_rises(rounds, log) or number == options.rounds:
                 return _ended(options, rounds, log, comm)
             if _pick(options, folder, comm) == "stopped":
@@ -102,16 +102,15 @@ def _require_held_back(options, held, n):
                        "holdout")
 
 
-def _judged_round(options, number, fitted, added, folder, told, comm):
+def _judged_round(options, number, fitted, added, folder, log, comm):
     """Write the model of a round and, if it is the best, of the job; its Round."""
-    held, log = told
     counts = fitted.judged.counts
     found = Round(number, fitted.model.record["labels"], sum(len(each.positives) for each in added),
                   counts.f(options.f_beta), counts.precision, counts.recall, fitted.judged.curve.auprc)
     if comm.rank == 0:
         folder.mkdir(exist_ok=True)
         write_fitted(folder, fitted)
-    tell_judged(fitted.judged, held, log, kind="judged")
+    tell_judged(fitted.judged, log, kind="judged")
     log.line(f"round {number}   {found.labels:,} labels, {found.accepted:,} of them picks   F{options.f_beta:g} "
              f"{found.f:.4f}   precision {found.precision:.4f}   recall {found.recall:.4f}   area {found.auprc:.4f}")
     comm.Barrier()

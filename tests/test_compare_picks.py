@@ -21,6 +21,8 @@ def folder(tmp_path, monkeypatch):
         save(f"labels/{stem}.star", x, np.ones(len(x)))
     save("picks/deep/a.star", [13.0, 200.0], [0.9, 0.8])
     save("picks/deep/b_autopick.star", [10.0, 60.0, 12.0], [0.7, 0.6, 0.3])
+    write_star(tmp_path / "picks" / "autopick.star", {"coordinate_files": {   # RELION's index beside them
+        "rlnMicrographName": ["a.mrc"], "rlnMicrographCoordinates": ["picks/deep/a.star"]}})
     return tmp_path
 
 
@@ -112,6 +114,7 @@ def test_an_empty_file_is_a_micrograph_without_picks(folder, capsys):
      (["labels", "nowhere", "--radius", "5"], "nowhere: there is no such file or folder"),
      (["labels", "empty", "--radius", "5"], "empty: found no .star, .box, .csv or .tsv file"),
      (["labels", "others", "--radius", "5"], "others: found picks for none of the 3 micrographs of labels"),
+     (["labels", "unfinished", "--radius", "5"], "unfinished: found no threshold.json"),
      (["labels", "twice", "--radius", "5"], "one/a and two/a are both called a"),
      (["labels", "picks", "--radius", "5", "--ignore", "labels"], "the discs of a have no radius"),
      (["labels", "boxes", "--radius", "5", "--curve", "x.png"], "--curve: the picks have no scores"),
@@ -119,6 +122,7 @@ def test_an_empty_file_is_a_micrograph_without_picks(folder, capsys):
 )
 def test_mistakes_are_told_in_a_sentence(folder, capsys, words, sentence):
     (folder / "empty").mkdir()
+    save("unfinished/candidates/a.csv", [1.0], [1.0])
     save("others/x.star", [1.0], [1.0])
     save("twice/one/a.star", [1.0], [1.0])
     save("twice/two/a.star", [1.0], [1.0])

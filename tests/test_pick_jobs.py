@@ -9,13 +9,16 @@ import mrcfile
 import numpy as np
 import pytest
 
+from vitrea.engine.log import NullLog
 from vitrea.engine.particles import read_particles
 from vitrea.engine.stacks import read_images
 from vitrea.engine.star import read_star, write_star
 from vitrea.jobs.cli import main
+from vitrea.picker import pick_train
 from vitrea.picker.coordinates import read_coordinates, write_coordinates
 from vitrea.picker.evaluate import Counts, count
 from vitrea.picker.extract import cut_particles
+from vitrea.picker.modelfile import read_model
 
 PIXEL, DIAMETER, HEIGHT, WIDTH = 6.0, 150.0, 280, 340
 TRAIN = ["job: pick-train", "input: mics/train*.mrc", "output: training", "coordinates: labels",
@@ -82,7 +85,7 @@ def test_from_labels_to_a_stack_for_classification(work, capsys):
     assert record[-1]["judged_on"] == "micrographs held back"
     assert record[-1]["auprc"] > 0.85
     told = (work / "training" / "run.out").read_text()
-    assert "scores are probabilities, learned on the micrograph held back" in told or "all particles, or none" in told
+    assert "scores are probabilities, learned on micrographs held back" in told or "all particles, or none" in told
     assert main(["check", write_job(work, "pick.yaml", PICK)]) == 0
     assert "micrographs 6 in mics/t*.mrc" in capsys.readouterr().out
     assert main(["run", "pick.yaml"]) == 0
@@ -106,6 +109,27 @@ def test_from_labels_to_a_stack_for_classification(work, capsys):
     middle, corner = images[:, 8:16, 8:16].mean(), images[:, :3, :3]
     assert middle > 1.5 * corner.std()   # bright particles
     assert abs(corner.mean()) < 0.1
+
+
+def test_without_micrographs_held_back_the_judge_is_cross_validation_or_told_to_be_the_training(work):
+    write_job(work, "train.yaml", [*TRAIN[:-2], "steps: 6", "holdout: 0"])
+    judged = {}
+    for folds in (0, 9):
+        assert main(["run", "train.yaml", "--set", f"output=folds{folds}", f"folds={folds}"]) == 0
+        judged[folds] = read_model(work / f"folds{folds}" / "model.npz").record
+        told = (work / f"folds{folds}" / "run.out").read_text()
+        assert told.count("cross-validation   network") == {0: 0, 9: 3}[folds]
+    assert judged[0]["judged_on"] == "the micrographs trained on"
+    assert judged[9]["judged_on"] == "all micrographs, each by a network that had not seen it"
+    assert judged[9]["loss"] == judged[0]["loss"], "the network itself is trained on all"
+
+
+def test_in_cross_validation_no_network_scores_what_it_was_trained_on(monkeypatch):
+    monkeypatch.setattr(pick_train, "_trained", lambda training, *_, **__: (training, []))
+    monkeypatch.setattr(pick_train, "_scored", lambda picker, each: (each, tuple(picker)))
+    found = pick_train._cross_scored(list("abcde"), 2, None, NullLog(), stop=None, comm=None)
+    assert [each for each, _ in found] == list("abcde")
+    assert all(each not in seen and len(seen) in (2, 3) for each, seen in found)
 
 
 def test_any_number_of_ranks_writes_the_same_bytes(work, launch):
