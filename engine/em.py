@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from vitrea.engine.comm import sum_over_ranks
+from vitrea.engine.comm import largest_over_ranks, sum_over_ranks
 from vitrea.engine.expectation import Poses, Workspace, expect
 from vitrea.engine.model import SCALE_RANGE, BlockStatistics, Totals, add_block, block_residual, make_quanta
 from vitrea.engine.phases import mean_seconds
@@ -32,6 +32,8 @@ class Pass:
         self._new_poses, self._new_scale = self._empty()
         self._seen = shard.space.zeros(len(shard), bool)
         self.seconds = {}
+        # known once, so that gathering, which all ranks do piece by piece, needs no message about it
+        self.largest_shard = int(largest_over_ranks(np.array([len(shard)]), comm=comm)[0])
 
     def _empty(self):
         """Poses and scales of all particles before the first pass, in the shard's space."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from vitrea.engine import classes
 from vitrea.engine.checkpoint import PARTICLE
-from vitrea.engine.comm import gather_rows, largest_over_ranks
+from vitrea.engine.comm import gather_rows
 from vitrea.engine.log import RECORDS_NAME, read_records
 from vitrea.engine.outputs import ModelResults, ParticleResults, write_long_data_star, write_model_star
 from vitrea.engine.pictures import draw_convergence, draw_gallery
@@ -25,8 +25,7 @@ def gather_particles(run):
     """PARTICLE[N] in the order of the table on rank 0, in the shard's space; None elsewhere. Collective."""
     shard = run.passes.shard
     together = shard.space.zeros(len(run.table), PARTICLE) if run.comm.rank == 0 else None
-    most = int(largest_over_ranks(np.array([len(shard)]), comm=run.comm)[0])
-    for part in pieces(most):
+    for part in pieces(run.passes.largest_shard):
         found = gather_rows(_records(run, part), comm=run.comm)
         if together is not None:
             together[found["row"]] = found
