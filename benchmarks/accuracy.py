@@ -11,7 +11,6 @@ import argparse
 import itertools
 import shutil
 import tempfile
-from pathlib import Path
 
 from vitrea.benchmarks.measure import (
     RESULTS,
@@ -22,6 +21,7 @@ from vitrea.benchmarks.measure import (
     environment,
     iterations_done,
     iterations_of,
+    made_folder,
     simulate,
     table,
 )
@@ -36,8 +36,7 @@ def main():
     arguments = parse()
     records, arguments.progress = [], Progress()
     with tempfile.TemporaryDirectory(prefix="vitrea-accuracy-") as temporary:
-        folder = Path(arguments.keep or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(arguments.keep or temporary, "--keep")
         for views, snr, ratio, seed in itertools.product(arguments.views, arguments.snr, arguments.classes,
                                                          arguments.seeds):
             record = one_run(arguments, folder, views, snr, round(ratio * views), seed)

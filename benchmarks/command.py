@@ -88,11 +88,27 @@ def _until_signalled(function, arguments):
     from vitrea.benchmarks.progress import Progress
 
     arguments.progress = Progress()
+    _check_files(arguments)
     try:
         with ended_by_signals():
             return function(arguments)
     finally:
         arguments.progress.clear()
+
+
+def _check_files(arguments):
+    """JobError, before anything is measured, for files that could not be written afterwards."""
+    from vitrea.benchmarks.measure import made_folder
+    from vitrea.engine.errors import JobError
+
+    for name in ("records", "plot"):
+        path = getattr(arguments, name, None)
+        if path is not None:
+            made_folder(path.parent, f"--{name}")
+        if path is not None and path.is_dir():
+            raise JobError(f"--{name}: {path} is a folder; expected a file; give its name too")
+    if getattr(arguments, "plot", None) and arguments.plot.suffix != ".png":
+        raise JobError(f"--plot: {arguments.plot} was found; expected a name that ends in .png; choose another")
 
 
 def _add_sizes(parser):
@@ -157,7 +173,8 @@ def _add_run(parser):
     add("--ranks", type=whole, default=1, metavar="R", help="MPI ranks (default 1)")
     add("--threads", type=whole, default=1, metavar="T", help="threads a rank (default 1)")
     add("--n", type=whole, default=1, metavar="N", help="runs under the clock (default 1)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the job, e.g. --set psi_step=12")
+    add("--set", type=pair, action="append", default=[], metavar="KEY=VALUE",
+        help="a key of the job, e.g. --set psi_step=12")
     _add_output(parser)
 
 
@@ -241,6 +258,14 @@ def whole(text):
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' was found; expected a whole number, at least 1")
     return int(text)
+
+
+def pair(text):
+    """(key, value) of `key=value`, or argparse's complaint."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"'{text}' was found; expected KEY=VALUE, e.g. psi_step=12")
+    return key, value
 
 
 def natural(text):

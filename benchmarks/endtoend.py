@@ -15,13 +15,13 @@ import argparse
 import itertools
 import shutil
 import tempfile
-from pathlib import Path
 
 from vitrea.benchmarks.measure import (
     RESULTS,
     append_line,
     compared,
     environment,
+    made_folder,
     run_measured,
     table,
     vitrea,
@@ -39,8 +39,7 @@ def main():
     arguments = parse()
     records = []
     with tempfile.TemporaryDirectory(prefix="vitrea-endtoend-") as temporary:
-        folder = Path(arguments.keep or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(arguments.keep or temporary, "--keep")
         for snr, seed in itertools.product(arguments.snr, arguments.seeds):
             for record in one_stack(arguments, folder, snr, seed):
                 records.append(record)

@@ -29,6 +29,10 @@ class Limits:
     transforms: float
     n_angles: int
 
+    def best(self, other):
+        """The larger of each rate of two measurements: a slow moment of the machine must not flatter a kernel."""
+        return Limits(*(max(mine, its) for mine, its in zip(asdict(self).values(), asdict(other).values())))
+
     def seconds(self, work):
         """The least time [s] for a Work: its products and transforms one after the other, or its memory traffic."""
         return max(self.compute_seconds(work), work.bytes / self.bandwidth)

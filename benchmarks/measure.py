@@ -12,6 +12,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -185,6 +186,18 @@ def classify(folder, keys, name="run", progress=SILENCE):
 def compared(folder, truth, result):
     """The scores of `vitrea compare` as a dict."""
     return json.loads(vitrea("compare", truth, result, "--json", folder=folder).output)
+
+
+def made_folder(path, key):
+    """`path` in full, made unless it is there. JobError, naming the `key` it was given by, if it cannot be used."""
+    path = Path(path).resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise JobError(f"{key}: {path} cannot be used ({error.strerror or error}); expected a folder that can be made "
+                       "and written; choose another") from error
 
 
 def iterations_of(records):

@@ -11,12 +11,11 @@ example:  python benchmarks/misaligned.py --snr 0.1 --angle 3 --shift 1
 import argparse
 import itertools
 import tempfile
-from pathlib import Path
 
 import numpy as np
 
 from vitrea.benchmarks.endtoend import BOX, DEGREES, DIAMETER, PIXEL_SIZE, STAGES, run_job
-from vitrea.benchmarks.measure import RESULTS, append_line, compared, environment, table, vitrea
+from vitrea.benchmarks.measure import RESULTS, append_line, compared, environment, made_folder, table, vitrea
 from vitrea.engine.star import read_star, write_star
 
 COLUMNS = ("SNR", "seed", "poses", "ARI", "purity", "angle [°]", "shift [px]", "CPU s")
@@ -27,8 +26,7 @@ def main():
     arguments = parse()
     records = []
     with tempfile.TemporaryDirectory(prefix="vitrea-misaligned-") as temporary:
-        folder = Path(arguments.keep or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(arguments.keep or temporary, "--keep")
         for snr, seed in itertools.product(arguments.snr, arguments.seeds):
             for record in one_stack(arguments, folder, snr, seed):
                 records.append(record)

@@ -82,6 +82,7 @@ def told(records):
              "", "| bytes | least [ms] | median [ms] | most [ms] |", "|---|---|---|---|"]
     lines += [f"| {record['bytes']:,} | {1e3 * record['min']:.3f} | {1e3 * record['median']:.3f} "
               f"| {1e3 * record['max']:.3f} |" for record in records]
+    lines += ["", f"load {first['load'][0]:.1f}; a busy machine makes these times longer"]
     return "\n".join([*lines, "", "for a study:", "network:", f"  latency: {first['latency']:.1e}",
                       f"  bandwidth: {first['bandwidth']:.1e}"])
 

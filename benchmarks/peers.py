@@ -3,10 +3,9 @@ import json
 import shutil
 import sys
 import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
-from vitrea.benchmarks.measure import table
+from vitrea.benchmarks.measure import made_folder, table
 from vitrea.benchmarks.records import keep, mpi_library
 from vitrea.benchmarks.relion import COLUMNS, row, run_relion, run_vitrea, score
 from vitrea.benchmarks.whole import DIAMETER, make_stack, warm_up
@@ -23,8 +22,7 @@ def command(arguments):
     peers = found_peers(arguments.relion)
     records = []
     with tempfile.TemporaryDirectory(prefix="vitrea-peers-") as temporary:
-        folder = Path(arguments.keep or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(arguments.keep or temporary, "--keep")
         stack = make_stack(folder, arguments, arguments.progress)
         warm_up(arguments.progress)
         for record in measured(arguments, folder, stack, peers):

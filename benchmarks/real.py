@@ -27,6 +27,7 @@ from vitrea.benchmarks.measure import (
     ended_by_signals,
     environment,
     iterations_of,
+    made_folder,
     table,
 )
 from vitrea.benchmarks.progress import Progress
@@ -57,8 +58,7 @@ def main():
         sys.exit(f"{data} is not there: set VITREA_DATA to the folder of real data")
     records, progress = [], Progress()
     with tempfile.TemporaryDirectory(prefix="vitrea-real-") as temporary:
-        folder = Path(arguments.keep or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(arguments.keep or temporary, "--keep")
         for name in arguments.set:
             star, keys = job_of(name, data, folder)
             keys |= {"n_classes": arguments.classes} if arguments.classes else {}

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import mrcfile
 
@@ -35,6 +34,7 @@ from vitrea.benchmarks.measure import (
     environment,
     iterations_done,
     iterations_of,
+    made_folder,
     run_measured,
     simulate,
     table,
@@ -73,8 +73,7 @@ def compare_programs(arguments):
         print(f"{arguments.relion} is not installed: RELION is left out (Debian: apt-get install relion)")
     records = []
     with tempfile.TemporaryDirectory(prefix="vitrea-relion-") as temporary:
-        folder = Path(arguments.keep or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(arguments.keep or temporary, "--keep")
         for n_classes in arguments.classes:
             for seed in arguments.seeds:
                 for record in one_stack(arguments, relion, folder, n_classes, seed):

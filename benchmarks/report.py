@@ -98,7 +98,7 @@ def check_traffic(rows, geometry):
 def check_times(rows, models, network):
     """Rows of one thread a rank and no more ranks than cores: [dict] of what was measured and what is predicted [s].
 
-    `source` marks the rows whose runs the rates come from, which agree by construction.
+    `source` marks the rows whose runs the rates come from; their E and M steps agree by construction.
     """
     found = []
     for row in rows:
@@ -207,8 +207,8 @@ def _check_words(checked):
     verdict = (f"Measured over predicted: {min(ratios):.2f} to {max(ratios):.2f}." if ratios else
                "No run but the source of the rates could be compared.")
     return (f"{verdict} The same model, with the same network, for the ranks that have a core of their own here; the "
-            "rates come from the rows marked so, which agree by construction. Messages are measured with the waiting "
-            "for slower ranks, which the model knows only as whole blocks.")
+            "rates come from the rows marked so, whose E and M steps agree by construction. Messages are measured with "
+            "the waiting for slower ranks, which the model knows only as whole blocks.")
 
 
 def _checked_row(row):

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitrea.benchmarks.launching import launcher_words
-from vitrea.benchmarks.measure import compared, iterations_of, last_words, read_lines, run_measured, simulate, table
+from vitrea.benchmarks.measure import (
+    compared,
+    iterations_of,
+    last_words,
+    made_folder,
+    read_lines,
+    run_measured,
+    simulate,
+    table,
+)
 from vitrea.benchmarks.progress import Progress
 from vitrea.benchmarks.records import keep, surroundings
 from vitrea.engine.errors import JobError
@@ -84,8 +93,7 @@ def main():
     arguments, progress, records = words.parse_args(), Progress(), []
     for name in arguments.sets:   # one after the other, so that only one stack at a time is on the disk
         with tempfile.TemporaryDirectory(prefix="vitrea-rome-") as temporary:
-            folder = Path(arguments.keep or temporary).resolve()
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = made_folder(arguments.keep or temporary, "--keep")
             records.append(measure(folder, name, arguments.ranks, progress))
         keep(arguments.records, records[-1])
     progress.clear()

@@ -15,12 +15,11 @@ import json
 import os
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 
 from vitrea.benchmarks.launching import observe
-from vitrea.benchmarks.measure import iterations_done, iterations_of, table, vitrea
+from vitrea.benchmarks.measure import iterations_done, iterations_of, made_folder, table, vitrea
 from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import keep, surroundings
 from vitrea.benchmarks.whole import DIAMETER, warm_up
@@ -143,8 +142,7 @@ def told(records):
 def command(arguments):
     """Measure, keep and print what `vitrea bench streaming` was asked for; 0."""
     with tempfile.TemporaryDirectory(prefix="vitrea-streaming-") as temporary:
-        folder = Path(arguments.keep or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(arguments.keep or temporary, "--keep")
         records = measure(folder, arguments.sizes, arguments.progress)
     for record in records:
         keep(arguments.records, record)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from vitrea.benchmarks.measure import made_folder
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.options import Classify2dOptions, OptionError, format_value, options_of
@@ -90,7 +91,7 @@ class Study:
         """Mark the output folder as this study's."""
         stamp = Path(self.output) / STAMP
         if not stamp.exists():
-            stamp.parent.mkdir(parents=True, exist_ok=True)
+            made_folder(self.output, "output")
             with written_beside(stamp) as beside:
                 beside.write_text(json.dumps(self.measured()))
 
@@ -226,29 +227,29 @@ def _check(study, path):
         if not all(isinstance(each, int) and each > 0 for each in getattr(study, name)):
             raise JobError(f"{path}: {name}: {list(getattr(study, name))} was found; expected whole numbers above 0; "
                            f"e.g. {name}: [1000]")
-    keys = [each.name for each in fields(Classify2dOptions)]
-    unknown = [key for key in study.job if key not in keys]
     decided = [key for key in study.job if key in DECIDED]
     if decided:
         raise JobError(f"{path}: job: {decided[0]} is there; expected keys that the study does not set itself; use "
                        f"{DECIDED[decided[0]]}")
-    if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), keys, 1)
-        raise JobError(f"{path}: job: unknown key '{unknown[0]}'; expected keys of classify2d"
-                       f"{f'; did you mean {near[0]}?' if near else ' (docs/job-keys.md)'}")
-    for name, value in study.job.items():
-        _check_job_key(path, name, value)
+    check_job_keys(f"{path}: job", study.job)
     if study.launcher and "{ranks}" not in study.launcher:
         raise JobError(f"{path}: launcher: '{study.launcher}' was found; expected {{ranks}} in it, where their number "
                        "goes; e.g. \"srun -n {ranks}\"")
 
 
-def _check_job_key(path, name, value):
-    """Not only the name: a value that no run accepts would be told after the stacks were made."""
-    try:
-        options_of(Classify2dOptions)[name].parse(format_value(value))
-    except OptionError as error:
-        raise JobError(f"{path}: job: {error}") from error
+def check_job_keys(where, job):
+    """JobError, beginning with `where`, for keys {name: value} that classify2d does not have, or values that it does
+    not accept: a run would tell them only after the stacks were made."""
+    keys = options_of(Classify2dOptions)
+    for name, value in job.items():
+        if name not in keys:
+            near = difflib.get_close_matches(str(name), list(keys), 1)
+            raise JobError(f"{where}: unknown key '{name}'; expected keys of classify2d"
+                           f"{f'; did you mean {near[0]}?' if near else ' (docs/job-keys.md)'}")
+        try:
+            keys[name].parse(value if isinstance(value, str) else format_value(value))
+        except OptionError as error:
+            raise JobError(f"{where}: {error}") from error
 
 
 def _is_pair(layout):

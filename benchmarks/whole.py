@@ -2,12 +2,12 @@
 import shutil
 import statistics
 import tempfile
-from pathlib import Path
 
 from vitrea.benchmarks.launching import observe, worth
-from vitrea.benchmarks.measure import compared, iterations_done, simulate
+from vitrea.benchmarks.measure import compared, iterations_done, made_folder, simulate
 from vitrea.benchmarks.progress import SILENCE
 from vitrea.benchmarks.records import surroundings
+from vitrea.benchmarks.study import check_job_keys
 
 DIAMETER = 0.78       # of the box
 SHOWN = {"read": "read", "transform": "transform", "coarse": "coarse pass", "gather": "gather", "score": "score",
@@ -18,9 +18,9 @@ SIZES = ("particles", "views", "box", "pixel_size", "snr", "seed", "classes", "i
 
 def measure(arguments, progress=SILENCE):
     """The record of `arguments.n` runs on one simulated stack."""
+    check_job_keys("--set", dict(arguments.set))
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
-        folder = Path(arguments.keep or temporary).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made_folder(arguments.keep or temporary, "--keep")
         stack = make_stack(folder, arguments, progress)
         warm_up(progress)
         runs = [_one_run(folder, stack, i, arguments, progress) for i in range(arguments.n)]
@@ -67,7 +67,7 @@ def _keys(arguments, stack):
     keys = {"input": f"{stack}/particles.star", "n_classes": arguments.classes, "seed": arguments.seed,
             "particle_diameter": DIAMETER * arguments.box * arguments.pixel_size, "algorithm": "full",
             "max_iterations": arguments.iterations, "convergence_change": 0, "threads": arguments.threads}
-    return keys | dict(pair.split("=", 1) for pair in arguments.set)
+    return keys | dict(arguments.set)
 
 
 def told(record):

@@ -682,3 +682,32 @@ def test_files_without_records_are_told(tmp_path, capsys):
     for name, words in (("text", "not a file of benchmark records"), ("none", "no benchmark records were found")):
         assert main(["bench", "compare", str(tmp_path / name), str(tmp_path / name)]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["run", "--set", "n_clases=3"], "--set: unknown key 'n_clases'; expected keys of classify2d; did you mean n_cl"),
+    (["run", "--set", "psi_step=wide"], "--set: .*psi_step"),
+    (["run", "--set", "foo"], "'foo' was found; expected KEY=VALUE"),
+    (["run", "--keep", "file/stack"], "--keep: .*file/stack cannot be used.*choose another"),
+    (["estep", "--records", "file/x.jsonl"], "--records: .*file cannot be used"),
+    (["kernels", "--plot", "x.xyz"], "--plot: x.xyz was found; expected a name that ends in .png"),
+])
+def test_what_could_not_be_used_afterwards_is_told_before_anything_is_measured(words, told, tmp_path, monkeypatch,
+                                                                               capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("vitrea.benchmarks.whole.make_stack", None)     # what comes first would fail
+    monkeypatch.setattr("vitrea.benchmarks.suite.measure", None)
+    try:
+        code = main(["bench", *words])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert re.search(told, capsys.readouterr().err)
+
+
+def test_a_study_whose_folder_cannot_be_made_is_told_so(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "study.yaml").write_text(f"output: {tmp_path}/file/study\nstrong: [100]\n")
+    assert main(["bench", str(tmp_path / "study.yaml")]) == 2
+    assert "output: " in capsys.readouterr().err
