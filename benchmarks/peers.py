@@ -31,7 +31,8 @@ def command(arguments):
             if arguments.json:
                 arguments.progress.result(json.dumps(record))
     if not arguments.json:
-        arguments.progress.result(told(records, arguments) + f"\nwritten: {arguments.records}")
+        commands = "".join(f"\nrun as: {record['command']}" for record in records if "command" in record)
+        arguments.progress.result(f"{told(records, arguments)}{commands}\nwritten: {arguments.records}")
     return 0
 
 

@@ -137,7 +137,8 @@ def run_relion(arguments, relion, folder, stack, n_classes, seed):
         print(f"{relion} ended with exit code {measured.exit_code} and is left out:\n{measured.output[-2000:]}",
               file=sys.stderr)
         return None
-    about = {"program": "relion", "version": version, "flags": arguments.relion_flags}
+    about = {"program": "relion", "version": version, "flags": arguments.relion_flags,
+             "command": " ".join(map(str, command))}
     cpu, wall = measured.marked or (0.0, 0.0)
     return Run(about, measured, arguments.iterations, measured.cpu_seconds - cpu, measured.wall_seconds - wall, prefix)
 
