@@ -531,7 +531,9 @@ def test_peers_are_set_beside_medians_of_ours_whole_and_by_iterations(tmp_path, 
         assert 0 < record["cpu_iterating"] < record["cpu_seconds"]
         assert 0 < record["wall_iterating"] < record["wall_seconds"]
     assert theirs["cpu_iterating"] > 0.5 * theirs["cpu_seconds"], "two parts of three come after the first files"
-    last = said.splitlines()[-2].split("|")
+    last, run_as = said.splitlines()[-3].split("|"), said.splitlines()[-2]
+    assert run_as.startswith(f"run as: {tmp_path / 'peer'} --i stack_n130")
+    assert run_as.endswith("--j 1 --cpu")
     assert last[1].strip() == "relion 9.9 --cpu"
     for text, name in zip(last[2:], ("cpu_seconds", "cpu_iterating", "wall_seconds", "wall_iterating")):
         assert float(text) == pytest.approx(theirs[name] / ours[name], abs=0.06)
