@@ -36,25 +36,35 @@ METHODS = ("cluster", "near", "deep2d", "classify2d", "relion")
 
 
 def main():
-    arguments = parse()
+    measure(parse(), one_stack, COLUMNS, row, lambda each: (-each["snr"], METHODS.index(each["method"]), each["seed"]))
+
+
+def measure(arguments, records_of, columns, row, order):
+    """Records and table of every SNR and seed: records_of(arguments, folder, stack, snr, seed) are those of one stack,
+    row(record) one in the table, order(record) its place there."""
     records = []
-    with tempfile.TemporaryDirectory(prefix="vitrea-endtoend-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="vitrea-motion-") as temporary:
         folder = made_folder(arguments.keep or temporary, "--keep")
         for snr, seed in itertools.product(arguments.snr, arguments.seeds):
-            for record in one_stack(arguments, folder, snr, seed):
+            stack = moving_stack(folder, arguments.particles, snr, seed)
+            for record in records_of(arguments, folder, stack, snr, seed):
                 records.append(record)
                 append_line(arguments.output, record)
-                print(table(COLUMNS, [row(record)]).splitlines()[-1], flush=True)
-    records.sort(key=lambda each: (-each["snr"], METHODS.index(each["method"]), each["seed"]))
-    print("\n" + table(COLUMNS, map(row, records)))
+                print(table(columns, [row(record)]).splitlines()[-1], flush=True)
+    print("\n" + table(columns, map(row, sorted(records, key=order))))
 
 
-def one_stack(arguments, folder, snr, seed):
-    """The records of the methods on one stack, which is made where it is not there."""
+def moving_stack(folder, particles, snr, seed):
+    """Simulate stages of a motion unless they are there; the stack's name in `folder`."""
     stack = f"stack_snr{snr:g}_s{seed}"
     if not (folder / stack / "truth.star").exists():
-        vitrea("simulate", "particles", "--out", stack, "--n", arguments.particles, "--views", STAGES, "--motion",
-               DEGREES, "--box", BOX, "--pixel-size", PIXEL_SIZE, "--snr", snr, "--seed", seed, folder=folder)
+        vitrea("simulate", "particles", "--out", stack, "--n", particles, "--views", STAGES, "--motion", DEGREES,
+               "--box", BOX, "--pixel-size", PIXEL_SIZE, "--snr", snr, "--seed", seed, folder=folder)
+    return stack
+
+
+def one_stack(arguments, folder, stack, snr, seed):
+    """The records of the methods on one stack."""
     for method in arguments.methods:
         found = RUNS[method](arguments, folder, stack, seed)
         if found is None:

@@ -9,13 +9,11 @@ those within each class, as `vitrea compare` finds them. One JSON line a run, th
 example:  python benchmarks/misaligned.py --snr 0.1 --angle 3 --shift 1
 """
 import argparse
-import itertools
-import tempfile
 
 import numpy as np
 
-from vitrea.benchmarks.endtoend import BOX, DEGREES, DIAMETER, PIXEL_SIZE, STAGES, run_job
-from vitrea.benchmarks.measure import RESULTS, append_line, compared, environment, made_folder, table, vitrea
+from vitrea.benchmarks.endtoend import DIAMETER, PIXEL_SIZE, STAGES, measure, run_job
+from vitrea.benchmarks.measure import RESULTS, compared, environment
 from vitrea.engine.star import read_star, write_star
 
 COLUMNS = ("SNR", "seed", "poses", "ARI", "purity", "angle [°]", "shift [px]", "CPU s")
@@ -23,25 +21,11 @@ WAYS = ("exact", "given", "window")
 
 
 def main():
-    arguments = parse()
-    records = []
-    with tempfile.TemporaryDirectory(prefix="vitrea-misaligned-") as temporary:
-        folder = made_folder(arguments.keep or temporary, "--keep")
-        for snr, seed in itertools.product(arguments.snr, arguments.seeds):
-            for record in one_stack(arguments, folder, snr, seed):
-                records.append(record)
-                append_line(arguments.output, record)
-                print(table(COLUMNS, [row(record)]).splitlines()[-1], flush=True)
-    records.sort(key=lambda each: (-each["snr"], WAYS.index(each["poses"]), each["seed"]))
-    print("\n" + table(COLUMNS, map(row, records)))
+    measure(parse(), one_stack, COLUMNS, row, lambda each: (-each["snr"], WAYS.index(each["poses"]), each["seed"]))
 
 
-def one_stack(arguments, folder, snr, seed):
+def one_stack(arguments, folder, stack, snr, seed):
     """The records of the three ways on one stack."""
-    stack = f"stack_snr{snr:g}_s{seed}"
-    if not (folder / stack / "truth.star").exists():
-        vitrea("simulate", "particles", "--out", stack, "--n", arguments.particles, "--views", STAGES, "--motion",
-               DEGREES, "--box", BOX, "--pixel-size", PIXEL_SIZE, "--snr", snr, "--seed", seed, folder=folder)
     wrong = f"{stack}/wrong.star"
     write_star(folder / wrong, misaligned(read_star(folder / stack / "truth.star"), arguments, seed))
     near = {"psi_error": arguments.angle, "offset_error": arguments.shift}
