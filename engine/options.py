@@ -2,8 +2,9 @@
 
 A key is defined once, here. The reader of job files, `--set`, `vitrea new` and docs/job-keys.md are all made from the
 same table, so none of them can disagree with the program. A field's annotation is its type (int, float, bool, str,
-Path; `| None` where null is allowed) and `key(...)` holds everything else. Texts are converted by `Option.parse`
-according to the field, not by YAML's guesses: YAML 1.1 reads `1e-3` as a text, `no` as false and `1:30` as ninety.
+Path; `tuple[float, ...]` for a list of them; `| None` where null is allowed) and `key(...)` holds everything else.
+Texts are converted by `Option.parse` according to the field, not by YAML's guesses: YAML 1.1 reads `1e-3` as a text,
+`no` as false and `1:30` as ninety.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Option:
     example: object = None
     section: str = ""
     resumable: bool = False
+    several: bool = False
 
     @property
     def required(self) -> bool:
@@ -58,9 +60,10 @@ class Option:
     def expected(self) -> str:
         """What the key takes, for people: `a whole number, at least 1`."""
         if self.choices:
-            words = f"one of {', '.join(self.choices)}"
+            words = f"{'several' if self.several else 'one'} of {', '.join(self.choices)}"
         else:
-            words = _KIND_WORDS[self.kind] + (f" [{self.unit}]" if self.unit else "") + self._range_words()
+            kinds = _LIST_WORDS if self.several else _KIND_WORDS
+            words = kinds[self.kind] + (f" [{self.unit}]" if self.unit else "") + self._range_words()
         return f"{words}, or null ({self.null_means})" if self.nullable else words
 
     def parse(self, text: str) -> object:
@@ -68,18 +71,32 @@ class Option:
         text = text.strip()
         if text in ("null", "~", "") or (text == "auto" and self.nullable):
             return self.check(None)
+        if self.several:
+            return self.check([self._meant(part.strip()) for part in _without_brackets(text).split(",")])
+        return self.check(self._meant(text))
+
+    def _meant(self, text: str) -> object:
         if self.kind is bool:
-            return self.check(_BOOLEANS.get(text.lower(), text))
+            return _BOOLEANS.get(text.lower(), text)
         if self.kind in (int, float):
-            return self.check(_number(text))
-        return self.check(Path(text) if self.kind is Path else text)
+            return _number(text)
+        return Path(text) if self.kind is Path else text
 
     def check(self, value: object) -> object:
-        """The value if the key takes it (a whole number becomes a float where one is due); OptionError if not."""
+        """The value if the key takes it; OptionError if not. A whole number becomes a float where one is due, and one
+        value a tuple where several may stand."""
         if value is None:
             if not self.nullable:
                 raise self._refusal("empty")
             return None
+        if self.several:
+            values = value if isinstance(value, list | tuple) else (value,)
+            if not values or "" in values:
+                raise self._refusal("a list with an empty place" if values else "an empty list")
+            return tuple(self._checked(each) for each in values)
+        return self._checked(value)
+
+    def _checked(self, value: object) -> object:
         if self.kind is Path and isinstance(value, str):
             value = Path(value)
         if self.kind in (int, float):
@@ -135,9 +152,9 @@ def options_of(cls: type) -> dict[str, Option]:
     hints, order = typing.get_type_hints(cls), list(SECTIONS)
     found = {}
     for field in sorted(dataclasses.fields(cls), key=lambda field: order.index(field.metadata["section"])):
-        kind, nullable = _kind(hints[field.name])
+        kind, nullable, several = _kind(hints[field.name])
         found[field.name] = Option(
-            name=field.name, kind=kind, nullable=nullable, default=field.default, **field.metadata
+            name=field.name, kind=kind, nullable=nullable, several=several, default=field.default, **field.metadata
         )
     return found
 
@@ -393,13 +410,17 @@ def near_cube(n: int, axes: int) -> tuple[int, ...]:
 
 
 def format_value(value: object) -> str:
-    """A value as it stands in a job file: `null`, `true`, `0.001`, `runs/first`; quoted where YAML needs it."""
+    """A value as it stands in a job file: `null`, `true`, `0.001`, `[0.1, 0.2]`, `runs/first`; quoted where YAML needs
+    it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:.15g}"
+        text = f"{value:.15g}"
+        return text if float(text) == value or not math.isfinite(value) else repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(format_value, value))}]"
     text = str(value)
     if isinstance(value, Path | str) and not _PLAIN.issuperset(text):
         return "'" + text.replace("'", "''") + "'"
@@ -407,6 +428,7 @@ def format_value(value: object) -> str:
 
 
 _KIND_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+_LIST_WORDS = {int: "a list of whole numbers", float: "a list of numbers", str: "a list of texts"}
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./+-=@")
 
@@ -425,11 +447,17 @@ def _shown(value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-def _kind(hint: object) -> tuple[type, bool]:
-    if isinstance(hint, types.UnionType):
-        kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-        return kinds[0], True
-    return hint, False
+def _without_brackets(text: str) -> str:
+    return text[1:-1] if text.startswith("[") and text.endswith("]") else text
+
+
+def _kind(hint: object) -> tuple[type, bool, bool]:
+    """(type of a value, whether null is allowed, whether it is a list of them)."""
+    nullable = isinstance(hint, types.UnionType)
+    if nullable:
+        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    several = typing.get_origin(hint) is tuple
+    return typing.get_args(hint)[0] if several else hint, nullable, several

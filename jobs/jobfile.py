@@ -131,10 +131,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Entry:
-    """A text given for a key, and where: `job.yaml:4` or `--set`."""
+    """A text given for a key, and where: `job.yaml:4` or `--set`; is_list, if YAML's own list is what was given."""
 
     text: str
     where: str
+    is_list: bool = False
 
 
 def read_job(path: Path, overrides: Iterable[str] = ()) -> Job:
@@ -160,7 +161,7 @@ def template(job_type: JobType) -> str:
         f"# {job_type.name}: {job_type.summary}.",
         f"#   vitrea check {JOB_NAME}               is everything there, and how much memory will it take?",
         f"#   mpiexec -n 8 vitrea run {JOB_NAME}    run it on eight ranks; without mpiexec, on one",
-        f"# {_needed(job_type)} are needed; every other key stands at its default.",
+        f"# {_needed(job_type)} needed; every other key stands at its default.",
         "",
         f"job: {job_type.name}",
     ]
@@ -175,7 +176,7 @@ def template(job_type: JobType) -> str:
 
 def _needed(job_type: JobType) -> str:
     names = [name for name, option in options_of(job_type.options).items() if option.required]
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
 
 
 def write_job(path: Path, job: Job, notes: Iterable[str]) -> None:
@@ -236,10 +237,12 @@ def _entries(path: Path) -> dict[str, Entry]:
         where, name = f"{path}:{key.start_mark.line + 1}", str(key.value)
         if name in entries:
             raise JobError(f"{where}: key '{name}' is given again, after {entries[name].where}; keep one of the lines")
-        if not isinstance(value, yaml.ScalarNode):
-            kind = "a list" if isinstance(value, yaml.SequenceNode) else "a group of keys"
+        is_list = isinstance(value, yaml.SequenceNode)
+        parts = value.value if is_list else [value]
+        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+            kind = "a list of lists or keys" if is_list else "a group of keys"
             raise JobError(f"{where}: {name} is {kind}; expected one value; write '{name}: value' on one line")
-        entries[name] = Entry(value.value, where)
+        entries[name] = Entry(", ".join(part.value for part in parts), where, is_list)
     return entries
 
 
@@ -292,6 +295,7 @@ def _job_type(path: Path, entry: Entry | None) -> JobType:
     known = ", ".join(JOBS)
     if entry is None:
         raise JobError(f"{path}: key 'job' is missing; expected one of {known}; add a line such as 'job: classify2d'")
+    _require_one("job", entry)
     if entry.text not in JOBS:
         raise JobError(
             f"{entry.where}: unknown job '{entry.text}'; {_suggestion(entry.text, JOBS) or f'expected one of {known}'}"
@@ -339,11 +343,18 @@ def _options(path: Path, job_type: JobType, entries: Mapping[str, Entry]) -> Job
 
 
 def _value(option: Option, entry: Entry) -> object:
+    if not option.several:
+        _require_one(option.name, entry)
     try:
         value = option.parse(entry.text)
     except OptionError as error:
         raise JobError(f"{entry.where}: {error}; {_remedy(option, entry)}") from error
     return value.expanduser() if isinstance(value, Path) else value
+
+
+def _require_one(name: str, entry: Entry) -> None:
+    if entry.is_list:
+        raise JobError(f"{entry.where}: {name} is a list; expected one value; write '{name}: value' on one line")
 
 
 def _remedy(option: Option, entry: Entry) -> str:
@@ -352,6 +363,8 @@ def _remedy(option: Option, entry: Entry) -> str:
         return close
     example = format_value(option.example if option.default is MISSING or option.default is None else option.default)
     if entry.where.startswith("--set"):
+        if option.several:   # without brackets and blanks, which a shell takes for its own
+            example = example.strip("[]").replace(" ", "")
         return f"write for example --set {option.name}={example}"
     return f"write for example '{option.name}: {example}'"
 

@@ -1,13 +1,22 @@
 """Job files: what is written is what is meant, and every mistake is a sentence with its line."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from vitrea.engine.errors import JobError
-from vitrea.engine.options import SECTIONS, Classify2dOptions, OptionError, format_value, options_of
-from vitrea.jobs.jobfile import JOBS, keys_document, read_job, resolved_notes, started_in, template, write_job
+from vitrea.engine.options import (
+    SECTIONS,
+    Classify2dOptions,
+    JobOptions,
+    OptionError,
+    format_value,
+    key,
+    options_of,
+)
+from vitrea.jobs.jobfile import JOBS, JobType, keys_document, read_job, resolved_notes, started_in, template, write_job
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NEEDED = "job: classify2d\ninput: particles.star\noutput: runs/a\nn_classes: 5\nparticle_diameter: 180\n"
@@ -105,6 +114,12 @@ def test_home_is_expanded(job, monkeypatch):
             "job.yaml:6: seed is empty; expected a whole number, at least 0; write for example 'seed: 0'",
         ),
         (NEEDED + "ctf: [full]\n", "job.yaml:6: ctf is a list; expected one value; write 'ctf: value' on one line"),
+        (NEEDED + "ctf:\n- full\n", "job.yaml:6: ctf is a list; expected one value; write 'ctf: value' on one line"),
+        ("job: [pick]\n", "job.yaml:1: job is a list; expected one value; write 'job: value' on one line"),
+        (
+            NEEDED + "seed: [[1]]\n",
+            "job.yaml:6: seed is a list of lists or keys; expected one value; write 'seed: value' on one line",
+        ),
         (
             NEEDED + "ctf:\n  kind: full\n",
             "job.yaml:6: ctf is a group of keys; expected one value; write 'ctf: value' on one line",
@@ -195,9 +210,9 @@ def test_a_file_that_is_not_text_or_not_there_is_told(tmp_path, monkeypatch):
 def test_the_template_is_a_job_of_the_defaults_with_every_key(job, name):
     text = template(JOBS[name])
     options = job(text).options
-    for key, option in options_of(JOBS[name].options).items():
-        assert f"\n{key}: " in text
-        assert getattr(options, key) == (option.example if option.required else option.default)
+    for each, option in options_of(JOBS[name].options).items():
+        assert f"\n{each}: " in text
+        assert getattr(options, each) == (option.example if option.required else option.default)
         assert option.help in " ".join(text.replace("#", "").split())
         assert not option.unit or f"[{option.unit}]" in text
     assert max(map(len, text.splitlines())) <= 120
@@ -227,6 +242,66 @@ def test_every_key_has_words_a_section_and_a_default_it_takes():
             assert option.nullable == bool(option.null_means), name
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(JobOptions):
+    """The keys of a job with lists."""
+
+    input: Path | None = key("nothing", None, null_means="nothing", section="job")
+    rates: tuple[float, ...] = key("some numbers", (0.1, 1.0), unit="Å", above=0, section="job")
+    counts: tuple[int, ...] | None = key("some whole numbers", None, minimum=2, null_means="none", example=(2, 3),
+                                         section="job")
+    names: tuple[str, ...] = key("some names", ("a",), choices={"a": "first", "b": "second"}, section="job")
+
+
+@pytest.fixture
+def lists(job, monkeypatch):
+    """`lists(text, *overrides)`: read a job of ListOptions with these lines."""
+    monkeypatch.setitem(JOBS, "lists", JobType("lists", "a test", ListOptions, "nowhere:run"))
+    return lambda text, *overrides: job("job: lists\noutput: o\n" + text, *overrides)
+
+
+@pytest.mark.parametrize("text", ["rates: [1e-2, 3]", "rates:\n- 1e-2\n- 3", "rates: 0.01, 3", "rates: '[.01,3]'"])
+def test_a_list_is_read_however_it_is_written(lists, text):
+    assert lists(text).options.rates == (0.01, 3.0)
+
+
+@pytest.mark.parametrize("text", ["0.01,3", "[1e-2, 3.0]", " .01 , 3 "])
+def test_a_list_is_set_however_it_is_typed(lists, text):
+    assert lists("", f"rates={text}").options.rates == (0.01, 3.0)
+
+
+def test_lists_stand_in_templates_and_resolved_jobs(lists, tmp_path):
+    first = lists("counts: 7\nnames: [b, a]\n", "rates=0.125,2")
+    assert first.options.as_dict() == {"input": None, "output": "o", "rates": [0.125, 2.0], "counts": [7],
+                                       "names": ["b", "a"]}
+    write_job(tmp_path / "resolved.yaml", first, [])
+    assert "\nrates: [0.125, 2]\n" in (tmp_path / "resolved.yaml").read_text(encoding="utf-8")
+    assert read_job(tmp_path / "resolved.yaml") == first
+    assert lists("").options.counts is None
+    assert "\nrates: [0.1, 1]  " in template(JOBS["lists"])
+    assert template(JOBS["lists"]).splitlines()[3].startswith("# output is needed; every other key")
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "sentence"),
+    [
+        ("rates: [0.1, x]\n", "", "job.yaml:3: rates is 'x'; expected a list of numbers [Å], above 0; "
+                                  "write for example 'rates: [0.1, 1]'"),
+        ("rates: [0.1, -1]\n", "", "job.yaml:3: rates is -1; expected a list of numbers [Å], above 0; "
+                                   "write for example 'rates: [0.1, 1]'"),
+        ("rates: []\n", "", "job.yaml:3: rates is empty; expected a list of numbers [Å], above 0; "
+                            "write for example 'rates: [0.1, 1]'"),
+        ("", "rates=0.1,,2", "--set rates=0.1,,2: rates is a list with an empty place; expected a list of numbers [Å], "
+                             "above 0; write for example --set rates=0.1,1"),
+        ("counts: [2, 2.5]\n", "", "job.yaml:3: counts is 2.5; expected a list of whole numbers, at least 2, or null "
+                                   "(none); write for example 'counts: [2, 3]'"),
+        ("names: [a, c]\n", "", "job.yaml:3: names is 'c'; expected several of a, b; write for example 'names: [a]'"),
+    ],
+)
+def test_a_mistake_in_a_list_is_a_sentence(lists, text, override, sentence):
+    assert told(lists, text, *filter(None, [override])) == sentence
+
+
 def test_options_from_python_are_checked_too():
     good = {"input": "a.star", "output": "o", "n_classes": 3, "particle_diameter": 100}
     assert Classify2dOptions(**good).input == Path("a.star")
@@ -240,7 +315,8 @@ def test_options_from_python_are_checked_too():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "null"), (True, "true"), (0.001, "0.001"), (2.0, "2"), (Path("a/b.star"), "a/b.star"), ("it's", "'it''s'")],
+    [(None, "null"), (True, "true"), (0.001, "0.001"), (2.0, "2"), ((0.5, 2.0), "[0.5, 2]"),
+     (Path("a/b.star"), "a/b.star"), ("it's", "'it''s'")],
 )
 def test_values_are_written_as_yaml_reads_them(value, text):
     assert format_value(value) == text
