@@ -10,7 +10,7 @@ import difflib
 import importlib
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from vitrea.engine.options import (
 from vitrea.picker.options import ExtractOptions, PickOptions, PickTrainOptions, RecurseOptions
 
 JOB_NAME = "job.yaml"
+PIPELINE, CLUSTER = "pipeline", "cluster"   # the job of jobs/pipeline.py; the group of keys of jobs/schedulers.py
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class JobType:
 
     All are `module:function`, imported when they are wanted. runner: `function(options, *, resume, comm) -> "done" |
     "stopped"`; planner, of a job on particles: `function(options, table, n_ranks) -> plan` (engine/plan.py); checker,
-    `function(options) -> lines`, looks a job over where it is no job on particles.
+    `function(options) -> lines`, looks a job over where it is no job on particles. products: what a later stage of a
+    pipeline may take, its name and its place in the run folder.
     """
 
     name: str
@@ -49,6 +51,7 @@ class JobType:
     runner: str
     planner: str = ""
     checker: str = ""
+    products: Mapping[str, str] = field(default_factory=dict)
 
     def load_runner(self) -> Callable[..., str]:
         return _load(self.runner)
@@ -65,6 +68,9 @@ def _load(place: str) -> Callable[..., object]:
     return getattr(importlib.import_module(module), function)
 
 
+PICKER_MODEL = {"model": "model.npz"}
+CLASSIFIED = {"particles": "run_data.star", "classes": "run_classes.mrcs", "model": "run_model.star"}
+
 JOBS = {
     job_type.name: job_type
     for job_type in (
@@ -74,6 +80,7 @@ JOBS = {
             Classify2dOptions,
             "vitrea.engine.classify2d:run",
             "vitrea.engine.plan:plan",
+            products=CLASSIFIED,
         ),
         JobType(
             "cluster",
@@ -81,6 +88,7 @@ JOBS = {
             ClusterOptions,
             "vitrea.engine.cluster:run",
             "vitrea.engine.cluster_plan:plan_cluster",
+            products=CLASSIFIED,
         ),
         JobType(
             "deep2d",
@@ -88,6 +96,7 @@ JOBS = {
             Deep2dOptions,
             "vitrea.engine.deep2d:run",
             "vitrea.engine.cluster_plan:plan_deep2d",
+            products=CLASSIFIED,
         ),
         JobType(
             "pick-train",
@@ -95,6 +104,7 @@ JOBS = {
             PickTrainOptions,
             "vitrea.picker.pick_train:run",
             checker="vitrea.picker.pick_train:check",
+            products=PICKER_MODEL,
         ),
         JobType(
             "pick",
@@ -102,6 +112,7 @@ JOBS = {
             PickOptions,
             "vitrea.picker.pick_job:run",
             checker="vitrea.picker.pick_job:check",
+            products={"coordinates": "coordinates", "index": "autopick.star"},
         ),
         JobType(
             "recurse",
@@ -109,6 +120,7 @@ JOBS = {
             RecurseOptions,
             "vitrea.picker.recurse:run",
             checker="vitrea.picker.recurse:check",
+            products=PICKER_MODEL,
         ),
         JobType(
             "extract",
@@ -116,6 +128,7 @@ JOBS = {
             ExtractOptions,
             "vitrea.picker.extract:run",
             checker="vitrea.picker.extract:check",
+            products={"particles": "particles.star"},
         ),
     )
 }
@@ -144,15 +157,26 @@ def read_job(path: Path, overrides: Iterable[str] = ()) -> Job:
     Raises JobError, with the line, for a file that cannot be read or is not YAML, for an unknown job or key, a key
     given twice, a missing key, and a value of a wrong type or range.
     """
-    entries = _entries(Path(path))
-    job_type = _job_type(Path(path), entries.pop("job", None))
-    table = options_of(job_type.options)
-    for name, entry in entries.items():
-        _require_known(name, entry.where, table, job_type)
+    entries = entries_of(path, compose(Path(path)), apart=(CLUSTER,))
+    job_type = job_type_of(path, entries.pop("job", None))
     for text in overrides:
-        name, entry = _override(text, table, job_type)
+        name, entry = override(text, job_type)
         entries[name] = entry
-    return Job(job_type, _options(Path(path), job_type, entries))
+    return resolve(path, job_type, entries)
+
+
+def kind_of_file(path: Path) -> str | None:
+    """The kind of job that a file says it is, known or not; JobError if it cannot be read or is not YAML."""
+    root = compose(Path(path))
+    pairs = root.value if isinstance(root, yaml.MappingNode) else ()
+    return next((str(value.value) for key, value in pairs if key.value == "job"), None)
+
+
+def resolve(where: object, job_type: JobType, entries: Mapping[str, Entry]) -> Job:
+    """The job of the entries of a file or a stage, which begins at `where`; JobError as read_job."""
+    for name, entry in entries.items():
+        _require_known(name, entry.where, options_of(job_type.options), job_type)
+    return Job(job_type, _options(where, job_type, entries))
 
 
 def template(job_type: JobType) -> str:
@@ -225,28 +249,33 @@ may be changed when a run is resumed: `vitrea resume RUN_DIR --set threads=2`.
 _TABLE_HEAD = "| key | default | takes | meaning |\n|---|---|---|---|"
 
 
-def _entries(path: Path) -> dict[str, Entry]:
-    root = _compose(path)
-    if not isinstance(root, yaml.MappingNode):
+def entries_of(path: Path, node: yaml.Node, apart: Iterable[str] = ()) -> dict[str, Entry]:
+    """The `key: value` lines of a node of a file, without the keys `apart`, which are the caller's to read."""
+    if not isinstance(node, yaml.MappingNode):
         raise JobError(
-            f"{path}:{root.start_mark.line + 1}: no 'key: value' lines were found; "
+            f"{path}:{node.start_mark.line + 1}: no 'key: value' lines were found; "
             "expected lines such as 'job: classify2d'; 'vitrea new classify2d' prints a job file to start from"
         )
     entries: dict[str, Entry] = {}
-    for key, value in root.value:
+    for key, value in node.value:
         where, name = f"{path}:{key.start_mark.line + 1}", str(key.value)
         if name in entries:
             raise JobError(f"{where}: key '{name}' is given again, after {entries[name].where}; keep one of the lines")
-        is_list = isinstance(value, yaml.SequenceNode)
-        parts = value.value if is_list else [value]
-        if not all(isinstance(part, yaml.ScalarNode) for part in parts):
-            kind = "a list of lists or keys" if is_list else "a group of keys"
-            raise JobError(f"{where}: {name} is {kind}; expected one value; write '{name}: value' on one line")
-        entries[name] = Entry(", ".join(part.value for part in parts), where, is_list)
-    return entries
+        entries[name] = Entry("", where) if name in apart else _entry(name, value, where)
+    return {name: entry for name, entry in entries.items() if name not in apart}
 
 
-def _compose(path: Path) -> yaml.Node:
+def _entry(name: str, value: yaml.Node, where: str) -> Entry:
+    is_list = isinstance(value, yaml.SequenceNode)
+    parts = value.value if is_list else [value]
+    if not all(isinstance(part, yaml.ScalarNode) for part in parts):
+        kind = "a list of lists or keys" if is_list else "a group of keys"
+        raise JobError(f"{where}: {name} is {kind}; expected one value; write '{name}: value' on one line")
+    return Entry(", ".join(part.value for part in parts), where, is_list)
+
+
+def compose(path: Path) -> yaml.Node:
+    """The nodes of a YAML file, with their lines; JobError if it cannot be read, is not YAML or is empty."""
     text = _read_text(path)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -291,41 +320,46 @@ def _yaml_sentence(text: str, line: int, error: yaml.MarkedYAMLError) -> str:
     return f"{found} ({error.problem}); expected 'key: value'; put quotes around a value that holds ': ' or ' #'"
 
 
-def _job_type(path: Path, entry: Entry | None) -> JobType:
-    known = ", ".join(JOBS)
+def job_type_of(path: Path, entry: Entry | None) -> JobType:
+    """The kind of job that the entry `job` of a file or stage names."""
+    known = ", ".join([*JOBS, PIPELINE])
     if entry is None:
         raise JobError(f"{path}: key 'job' is missing; expected one of {known}; add a line such as 'job: classify2d'")
     _require_one("job", entry)
+    if entry.text == PIPELINE:
+        raise JobError(f"{entry.where}: this is a pipeline; expected a single job, one of {', '.join(JOBS)}; give one "
+                       "of its stages")
     if entry.text not in JOBS:
-        raise JobError(
-            f"{entry.where}: unknown job '{entry.text}'; {_suggestion(entry.text, JOBS) or f'expected one of {known}'}"
-        )
+        remedy = suggestion(entry.text, [*JOBS, PIPELINE]) or f"expected one of {known}"
+        raise JobError(f"{entry.where}: unknown job '{entry.text}'; {remedy}")
     return JOBS[entry.text]
 
 
-def _override(text: str, table: Mapping[str, Option], job_type: JobType) -> tuple[str, Entry]:
+def override(text: str, job_type: JobType) -> tuple[str, Entry]:
+    """The key and the entry of a `key=value` of `--set`."""
     name, equals, value = text.partition("=")
     name, where = name.strip(), f"--set {text}"
     if not equals or not name:
         raise JobError(f"{where}: no '=' was found; expected key=value; write for example --set n_classes=100")
     if name == "job":
         raise JobError(f"{where}: the kind of job cannot be changed; 'vitrea new {value}' prints a file for another")
-    _require_known(name, where, table, job_type)
+    _require_known(name, where, options_of(job_type.options), job_type)
     return name, Entry(value, where)
 
 
 def _require_known(name: str, where: str, table: Mapping[str, Option], job_type: JobType) -> None:
     if name not in table:
-        remedy = _suggestion(name, table) or f"'vitrea new {job_type.name}' prints all keys"
+        remedy = suggestion(name, table) or f"'vitrea new {job_type.name}' prints all keys"
         raise JobError(f"{where}: unknown key '{name}'; {remedy}")
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`did you mean NAME?`, if a known name is like this one; "" if none is."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else ""
 
 
-def _options(path: Path, job_type: JobType, entries: Mapping[str, Entry]) -> JobOptions:
+def _options(path: object, job_type: JobType, entries: Mapping[str, Entry]) -> JobOptions:
     table = options_of(job_type.options)
     missing = [option for name, option in table.items() if option.required and name not in entries]
     if missing:
@@ -358,7 +392,7 @@ def _require_one(name: str, entry: Entry) -> None:
 
 
 def _remedy(option: Option, entry: Entry) -> str:
-    close = _suggestion(entry.text, option.choices) if option.choices else ""
+    close = suggestion(entry.text, option.choices) if option.choices else ""
     if close:
         return close
     example = format_value(option.example if option.default is MISSING or option.default is None else option.default)
