@@ -1,12 +1,17 @@
-"""Micrographs: read from MRC files, judged, and prepared for the network.
+"""Micrographs: read from MRC, TIFF, PNG and JPEG files, judged, and prepared for the network.
 
 A prepared micrograph has the network's pixel size, an even background and an even contrast; it is made in the same
 way for training and for picking, which is what makes the dense scan equal the boxes a network was trained on.
+
+Row 0 is the first row that is stored, in every format. Programs that turn TIFF files round as they read them count y
+from the other end: `y_axis: up` of the jobs that read coordinates is meant for them.
 """
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.stacks import read_header
@@ -15,6 +20,10 @@ from vitrea.kernels.micrograph import clip_outliers, even_out, fourier_crop
 
 ALREADY_THERE = 0.98     # of the wanted pixel size: a micrograph with this one is taken as it is
 LEAST_SIDE = 64   # px of a micrograph; smaller images are something else
+PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+# Share of the pixels with one value from which a micrograph says nothing of a specimen: of the largest value they were
+# saturated; of the least one, electrons that were counted may leave many pixels at 0.
+SATURATED, EMPTY = 0.25, 0.95
 
 
 class BadMicrographError(JobError):
@@ -62,36 +71,69 @@ class Preparation:
 
 
 def read_micrograph(path, pixel_size=None):
-    """Micrograph from an MRC file of mode 0, 1, 2, 6 or 12, in either byte order; values become float32 at once.
+    """Micrograph from an MRC file of mode 0, 1, 2, 6 or 12, in either byte order, or from a TIFF, PNG or JPEG file;
+    values become float32 at once.
 
-    pixel_size [Å/px] is used instead of the header's where it is given. Raises BadMicrographError for a file that
-    cannot be read or is cut short, several images, values that are not finite, one value only, or no pixel size.
+    pixel_size [Å/px] is used instead of the header's where it is given; pictures have none of their own. Raises
+    BadMicrographError for a file that cannot be read or is cut short, several images, values that are not finite, one
+    value only or nearly only, or no pixel size.
     """
+    image, known = _picture(path) if Path(path).suffix.lower() in PICTURES else _mrc(path)
+    size = pixel_size or known
+    if not size > 0:
+        raise _bad(path, "the header has no pixel size", "Å per pixel", "give the key pixel_size")
+    if min(image.shape) < LEAST_SIDE:
+        raise _bad(path, f"found {image.shape[0]} × {image.shape[1]} px", f"at least {LEAST_SIDE} px", "check the file")
+    _require_something(path, image)
+    return Micrograph(Path(path), image, float(size))
+
+
+def _mrc(path):
+    """(image float32[H, W], pixel size [Å], 0 if the header has none) of an MRC file."""
     try:
         header = read_header(path)
     except JobError as error:
         raise BadMicrographError(str(error)) from error
     if header.n_images != 1:
         raise _bad(path, f"found {header.n_images} images", "one micrograph a file", "align and sum the movie first")
-    if min(header.height, header.width) < LEAST_SIDE:
-        raise _bad(path, f"found {header.height} × {header.width} px", f"at least {LEAST_SIDE} px", "check the file")
-    size = pixel_size or header.pixel_size
-    if not size > 0:
-        raise _bad(path, "the header has no pixel size", "Å per pixel", "give the key pixel_size")
-    image = _pixels(path, header)
-    if not np.isfinite(image).all():
-        raise _bad(path, "found values that are not finite", "finite values", "repair or leave out the micrograph")
-    if image.min() == image.max():
-        raise _bad(path, f"every pixel is {image.flat[0]:g}", "an image", "leave out the micrograph")
-    return Micrograph(Path(path), image, float(size))
-
-
-def _pixels(path, header):
     try:
         values = np.fromfile(path, dtype=header.dtype, count=header.height * header.width, offset=header.data_offset)
     except OSError as error:
         raise _bad(path, f"could not be read ({error.strerror or error})", "an MRC file", "check the path") from error
-    return values.reshape(header.height, header.width).astype(np.float32)
+    return values.reshape(header.height, header.width).astype(np.float32, copy=False), header.pixel_size
+
+
+def _picture(path):
+    """(image float32[H, W], 0) of a TIFF, PNG or JPEG file; of colours, their luminance."""
+    # A detector's image is larger than Pillow takes a honest picture to be.
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            if getattr(picture, "n_frames", 1) != 1:
+                raise _bad(path, f"found {picture.n_frames} images", "one micrograph a file",
+                           "align and sum the movie first")
+            of_values = picture.mode in ("L", "F", "I") or picture.mode.startswith("I;16")
+            return np.asarray(picture if of_values else picture.convert("L")).astype(np.float32), 0.0
+    except BadMicrographError:
+        raise
+    except Exception as error:   # of files that are cut short or torn, each of Pillow's readers raises something else
+        words = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise _bad(path, f"could not be read ({words})", "a TIFF, PNG or JPEG file", "copy or convert it again"
+                   ) from error
+
+
+def _require_something(path, image):
+    """BadMicrographError for values that are not finite, or are nearly all one value."""
+    low, high = image.min(), image.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise _bad(path, "found values that are not finite", "finite values", "repair or leave out the micrograph")
+    if low == high:
+        raise _bad(path, f"every pixel is {low:g}", "an image", "leave out the micrograph")
+    saturated, empty = np.mean(image == high), np.mean(image == low)
+    if saturated > SATURATED or empty > EMPTY:
+        value, share, words = (high, saturated, ", the largest value") if saturated > SATURATED else (low, empty, "")
+        raise _bad(path, f"{100 * share:.0f} % of the pixels are {value:g}{words}", "an image that is neither "
+                   "saturated nor empty", "leave out the micrograph")
 
 
 def _bad(path, found, expected, remedy):
@@ -124,8 +166,9 @@ def list_micrographs(source):
     if source.suffix == ".star":
         found = _listed(source)
     else:
-        if source.is_dir():
-            paths = sorted(source.glob("*.mrc"))
+        if source.is_dir():   # pictures beside MRC files are small copies for the eye
+            paths = sorted(source.glob("*.mrc")) or sorted(
+                path for path in source.iterdir() if path.suffix.lower() in PICTURES)
         elif any(mark in str(source) for mark in "*?["):
             paths = sorted(Path(source.anchor).glob(str(source.relative_to(source.anchor))))
         else:
@@ -133,9 +176,9 @@ def list_micrographs(source):
         found = MicrographList(tuple(map(str, paths)), tuple(paths), (None,) * len(paths), {}, {})
     if not len(found):
         raise JobError(f"{source}: found no micrographs; expected a STAR file with _rlnMicrographName, a folder of "
-                       ".mrc files, a pattern, or one .mrc file; check the path")
-    twice = next((name for i, name in enumerate(found.names) if name in found.names[:i]), None)
-    if twice:
+                       ".mrc, .tif, .png or .jpg files, a pattern, or one file; check the path")
+    if len(set(found.names)) < len(found):
+        twice = next(name for i, name in enumerate(found.names) if name in found.names[:i])
         raise JobError(f"{source}: {twice} is listed twice; expected each micrograph once; remove one")
     return found
 

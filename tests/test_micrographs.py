@@ -2,6 +2,7 @@
 import mrcfile
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitrea.kernels.micrograph import (
     clip_outliers,
@@ -10,7 +11,7 @@ from vitrea.kernels.micrograph import (
     reference_even_out,
     reference_fourier_crop,
 )
-from vitrea.picker.micrographs import BadMicrographError, Preparation, read_micrograph
+from vitrea.picker.micrographs import BadMicrographError, Preparation, list_micrographs, read_micrograph
 from vitrea.picker.network import PRESETS
 
 
@@ -88,16 +89,60 @@ def test_half_floats_whose_squares_overflow_give_finite_statistics(tmp_path):
     assert prepared.std() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint8), (".png", np.uint16), (".tif", np.uint16),
+                                               (".tiff", np.float32), (".jpg", np.uint8)])
+def test_pictures_are_read_row_by_row_on_a_micrograph_that_is_not_square(tmp_path, suffix, dtype):
+    y, x = np.mgrid[:80, :130]
+    image = (y + x / 2).astype(dtype)   # the first row stored is the darkest
+    Image.fromarray(image).save(tmp_path / f"m{suffix}", **({"quality": 95} if suffix == ".jpg" else {}))
+    found = read_micrograph(tmp_path / f"m{suffix}", 1.5)
+    assert found.image.dtype == np.float32
+    np.testing.assert_allclose(found.image, image, atol=3 if suffix == ".jpg" else 0)
+    with pytest.raises(BadMicrographError, match="the header has no pixel size"):
+        read_micrograph(tmp_path / f"m{suffix}")
+
+
+def test_pictures_that_are_cut_short_or_several_are_told(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120), dtype=np.uint8))
+    for suffix in (".png", ".jpg", ".tif"):
+        image.save(tmp_path / f"m{suffix}")
+        whole = (tmp_path / f"m{suffix}").read_bytes()
+        for kept in (len(whole) // 2, 20, 0):
+            (tmp_path / f"m{suffix}").write_bytes(whole[:kept])
+            with pytest.raises(BadMicrographError, match="could not be read"):
+                read_micrograph(tmp_path / f"m{suffix}", 1.0)
+    image.save(tmp_path / "movie.tif", save_all=True, append_images=[image])
+    with pytest.raises(BadMicrographError, match="found 2 images; expected one micrograph a file"):
+        read_micrograph(tmp_path / "movie.tif", 1.0)
+
+
+def test_a_folder_holds_its_mrc_files_or_else_its_pictures(tmp_path):
+    for name in ("b.png", "a.JPG", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_micrographs(tmp_path).paths] == ["a.JPG", "b.png"]
+    (tmp_path / "m.mrc").touch()
+    assert [path.name for path in list_micrographs(tmp_path).paths] == ["m.mrc"]
+
+
+def test_counted_electrons_that_are_mostly_none_are_no_empty_micrograph(tmp_path):
+    image = np.random.default_rng(6).poisson(0.15, size=(100, 100)).astype(np.float32)
+    assert (image == 0).mean() > 0.8
+    assert read_micrograph(write(tmp_path / "m.mrc", image)).image.max() >= 2
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
-    [("constant", "every pixel is 7"), ("nan", "values that are not finite"), ("short", "the stack is cut short"),
+    [("saturated", "36 % of the pixels are 255, the largest value"), ("empty", "96 % of the pixels are 0"),
+     ("constant", "every pixel is 7"), ("nan", "values that are not finite"), ("short", "the stack is cut short"),
      ("movie", "found 3 images; expected one micrograph a file"), ("no pixel size", "the header has no pixel size"),
      ("text", "no MRC header"), ("missing", "No such file"), ("tiny", "found 32 × 90 px")],
 )
 @pytest.mark.filterwarnings("ignore:Data array contains NaN")
 def test_micrographs_that_cannot_be_picked_are_told(tmp_path, change, words):
     image = np.random.default_rng(5).normal(size=(3, 70, 90) if change == "movie" else (70, 90)).astype(np.float32)
-    image = {"constant": np.full_like(image, 7), "tiny": image[:32]}.get(change, image)
+    image = {"constant": np.full_like(image, 7), "tiny": image[:32],
+             "saturated": np.minimum(255, np.linspace(0, 400, 6300, dtype=np.float32)).reshape(70, 90),
+             "empty": np.maximum(0, np.linspace(-96, 4, 6300, dtype=np.float32)).reshape(70, 90)}.get(change, image)
     if change == "nan":
         image[3, 4] = np.nan
     path = tmp_path / "m.mrc"
