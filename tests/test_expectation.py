@@ -12,6 +12,7 @@ import pytest
 import scipy.fft
 from scipy.special import logsumexp
 
+from tests.tables import polar_half, tables_of_half
 from vitrea.engine import expectation, scoring
 from vitrea.engine.expectation import Search, Workspace, coarse_evidence, expect
 from vitrea.engine.model import block_residual, solve_references
@@ -20,10 +21,9 @@ from vitrea.engine.scoring import Particles, Scorer, ctf_terms, make_templates
 from vitrea.engine.search import make_level
 from vitrea.kernels.angles import reference_whole_lines
 from vitrea.kernels.ctf import ctf
-from vitrea.kernels.fourier import RingTransform
 from vitrea.kernels.mask import disc_image
 from vitrea.kernels.packed import PackedTable
-from vitrea.kernels.polar import PolarGrid, PolarTransform, complete_rings, rings_to_table
+from vitrea.kernels.polar import PolarGrid
 from vitrea.kernels.posterior import NEGLIGIBLE
 
 BOXES = [26, 27]
@@ -92,21 +92,8 @@ def relion_pose(psi, shift):
     return -np.rad2deg(psi), -rotate_offset(shift, -np.rad2deg(psi))
 
 
-def polar_half(grid, images):
-    return PolarTransform(grid, len(images)).forward(np.asarray(images, dtype=np.float32))
-
-
-def tables(grid, half):
-    rings = RingTransform(len(half), grid.n_rings, grid.n_angles)
-    complete_rings(half, rings.array)
-    rings.to_harmonics()
-    out = np.zeros((len(half), grid.size), dtype=np.complex64)
-    rings_to_table(rings.array, grid.first_ring, grid.offset, out)
-    return out
-
-
 def reference_tables(box_size):
-    return tables(grid_of(box_size), polar_half(grid_of(box_size), views(box_size)))
+    return tables_of_half(grid_of(box_size), polar_half(grid_of(box_size), views(box_size)))
 
 
 def ring_transfer(grid, optics):
@@ -119,7 +106,7 @@ def particles_of(images, optics, noise_sd, n_terms=1):
     grid = grid_of(images.shape[-1])
     transfer = ring_transfer(grid, optics)
     harmonics = np.fft.fft(transfer**2, axis=2) / grid.n_angles
-    table = tables(grid, polar_half(grid, images) * transfer[:, :, :grid.n_angles // 2].astype(np.float32))
+    table = tables_of_half(grid, polar_half(grid, images) * transfer[:, :, :grid.n_angles // 2].astype(np.float32))
     ctf2 = np.ascontiguousarray(harmonics[:, :, 0:2 * n_terms:2].transpose(0, 2, 1)).astype(np.complex64)
     # σ² per real component is half the variance of a pixel
     return Particles(PackedTable.of(table, grid), np.arange(len(images)), ctf2, grid.pixels_on_ring / noise_sd**2,

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from vitrea.kernels.fourier import RingTransform
+from tests.tables import tables
 from vitrea.kernels.mask import (
     apply_harmonic_disc,
     disc_image,
@@ -13,19 +13,9 @@ from vitrea.kernels.mask import (
     reference_moved_disc,
     soft_disc,
 )
-from vitrea.kernels.polar import PolarGrid, PolarTransform, complete_rings, rings_to_table
+from vitrea.kernels.polar import PolarGrid
 
 BOXES = [48, 49]
-
-
-def tables(grid, images):
-    half = PolarTransform(grid, len(images)).forward(np.asarray(images, dtype=np.float32))
-    rings = RingTransform(len(images), grid.n_rings, grid.n_angles)
-    complete_rings(half, rings.array)
-    rings.to_harmonics()
-    out = np.zeros((len(images), grid.size), dtype=np.complex64)
-    rings_to_table(rings.array, grid.first_ring, grid.offset, out)
-    return out
 
 
 def waves(box_size, reach, n=3):

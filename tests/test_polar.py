@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from scipy.special import jv
 
+from tests.tables import tables
 from vitrea.engine.poses import place
 from vitrea.kernels.fourier import RingTransform
 from vitrea.kernels.polar import (
@@ -44,17 +45,6 @@ def half_ring_frequencies(grid):
 
 def grid_of(box_size, n_rings=None, support=None):
     return PolarGrid(box_size, n_rings or (box_size - 1) // 2, support or 0.42 * box_size)
-
-
-def tables(grid, images):
-    """Images → coefficient tables, through the public pieces."""
-    half = PolarTransform(grid, len(images)).forward(np.asarray(images, dtype=np.float32))
-    rings = RingTransform(len(images), grid.n_rings, grid.n_angles)
-    complete_rings(half, rings.array)
-    rings.to_harmonics()
-    out = np.zeros((len(images), grid.size), dtype=np.complex64)
-    rings_to_table(rings.array, grid.first_ring, grid.offset, out)
-    return out
 
 
 def random_table(grid, n=2, seed=0):

@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 
+from tests.tables import tables
 from vitrea.engine.poses import place
 from vitrea.engine.search import Shifter, disc_shifts, make_level, power_harmonics, shift_neighbours
-from vitrea.kernels.fourier import RingTransform
-from vitrea.kernels.polar import PolarGrid, PolarTransform, complete_rings, rings_to_table
+from vitrea.kernels.polar import PolarGrid
 
 BOXES = [32, 33]
 SIGMA = 1.9
@@ -22,16 +22,6 @@ def view(box_size):
 
 def grid_of(box_size):
     return PolarGrid(box_size, 13, 14.0)
-
-
-def tables(grid, images):
-    half = PolarTransform(grid, len(images)).forward(np.asarray(images, dtype=np.float32))
-    rings = RingTransform(len(images), grid.n_rings, grid.n_angles)
-    complete_rings(half, rings.array)
-    rings.to_harmonics()
-    out = np.zeros((len(images), grid.size), dtype=np.complex64)
-    rings_to_table(rings.array, grid.first_ring, grid.offset, out)
-    return out
 
 
 def random_tables(grid, n):
