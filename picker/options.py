@@ -5,7 +5,8 @@ from pathlib import Path
 
 from vitrea.engine.options import JobOptions, key
 
-MICROGRAPHS = "the micrographs: a STAR file of RELION, a folder, one .mrc, or a pattern such as 'mics/*.mrc'"
+MICROGRAPHS = ("the micrographs: a STAR file of RELION, a folder, one .mrc, .tif, .png or .jpg, or a pattern such as "
+               "'mics/*.mrc'")
 NETWORK_CHOICES = {
     "vitrea": "made for CPUs: boxes of 48 px, rectified maps",
     "deepem-64": "DeepEM's eight layers for boxes of 64 px",

@@ -24,7 +24,9 @@ from vitrea.picker.modelfile import Model, write_model
 from vitrea.picker.network import PRESETS
 from vitrea.picker.pick import Picker
 from vitrea.picker.pictures import TRAINING_NAME, draw_training
+from vitrea.picker.progress import Progress
 from vitrea.picker.training import DEFAULT, PUBLISHED, train
+from vitrea.picker.trainings import Trainings, digest_of
 
 MODEL_NAME = "model.npz"
 TOLD_STEPS = 50          # steps between two lines of the log
@@ -36,13 +38,15 @@ CROSS_VALIDATED = "all micrographs, each by a network that had not seen it"
 def run(options, *, resume, comm):
     """Train and write model.npz in options.output: "done" or "stopped". Collective.
 
-    A run that is resumed begins anew: it takes minutes and has no checkpoint. Raises JobError for a user's mistake.
+    A run that is resumed goes on with the trainings of its checkpoint, to the same bits. Raises JobError for a user's
+    mistake.
     """
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
         labels = load_labels(options, Preparation.of(PRESETS[options.network], options.diameter), log, comm=comm)
         held = int(options.holdout * len(labels))
         _announce(options, labels[held:], held, log, comm)
-        fitted = fit_model(labels[held:], labels[:held], options, log, stop=stop, comm=comm)
+        session = Session(log, stop, Trainings(options.output, resume=resume, comm=comm))
+        fitted = fit_model(labels[held:], labels[:held], options, session, comm=comm)
         if fitted is None:
             log.tell("stopped", reason=stop.reason)
             return "stopped"
@@ -50,6 +54,17 @@ def run(options, *, resume, comm):
             write_fitted(options.output, fitted)
         tell_judged(fitted.judged, log)
         return "done"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the trainings of a run are told by and tell to: its log, the request to stop, and its checkpoint, where
+    their names begin with `name`."""
+
+    log: object
+    stop: StopRequest
+    trainings: Trainings
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,20 +76,20 @@ class Fitted:
     losses: list
 
 
-def fit_model(training, testing, options, log, *, stop, comm):
+def fit_model(training, testing, options, session, *, comm):
     """Train on LabelledMicrographs as the keys of a pick-train job say, calibrate and judge on those for testing: a
     Fitted, or None if the run was asked to stop. Collective.
 
     Without any for testing the judge is cross-validation, if options.folds asks for it, or the training itself.
     """
-    trained = _trained(training, options, log, stop=stop, comm=comm)
+    trained = _trained(training, options, f"{session.name}all", session, comm=comm)
     if trained is None:
         return None
     picker, losses = trained
-    scored, source = [_scored(picker, each) for each in testing or training], HELD_BACK if testing else TRAINED_ON
+    scored, source = _all_scored(picker, testing or training, comm), HELD_BACK if testing else TRAINED_ON
     folds = min(options.folds, len(training))
     if not testing and folds > 1:
-        scored, source = _cross_scored(training, folds, options, log, stop=stop, comm=comm), CROSS_VALIDATED
+        scored, source = _cross_scored(training, folds, options, session, comm=comm), CROSS_VALIDATED
         if scored is None:
             return None
     judged = _judged(picker, scored, options, source)
@@ -85,35 +100,44 @@ def fit_model(training, testing, options, log, *, stop, comm):
         **judged.as_dict()}), judged, losses)
 
 
-def _trained(training, options, log, *, stop, comm):
-    """(Picker without calibration, loss of every step), or None if the run was asked to stop. Collective."""
+def _trained(training, options, name, session, *, comm):
+    """(Picker without calibration, loss of every step), or None if the run was asked to stop. Collective.
+
+    Goes on with the training of this name, if the checkpoint has it with the same labels and recipe."""
     network = PRESETS[options.network]
     preparation = Preparation.of(network, options.diameter)
     recipe = DEFAULT if options.network == "vitrea" else PUBLISHED
     recipe = replace(recipe, steps=options.steps or recipe.steps)
-    state, losses = None, []
-    for state in train(training, network, options.diameter / preparation.pixel_size, recipe, seed=options.seed,
-                       comm=comm):
+    diameter = options.diameter / preparation.pixel_size
+    digest = digest_of(training, network, diameter, recipe, options.seed)
+    state, losses = session.trainings.begun(name, digest)
+    progress = Progress(session.log, "train", recipe.steps, words="step")
+    if state:
+        session.log.line(f"step {state.step}/{recipe.steps}   from the checkpoint")
+        progress.tell(state.step)
+    for state in train(training, network, diameter, recipe, seed=options.seed, comm=comm, begun=state):
         losses.append(state.loss)
-        if state.step % TOLD_STEPS == 0:
-            log.line(f"step {state.step:>5}/{recipe.steps}   loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
-        if stop.agreed():
+        session.trainings.keep(name, digest, state, losses)
+        progress.tell(state.step, besides=f"loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
+        if session.stop.agreed():
+            session.trainings.write()
             return None
+    session.log.line(f"step {state.step}/{recipe.steps}   loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
     return Picker(network, state.parameters, state.statistics, preparation,
                   options.min_distance * options.diameter), losses
 
 
-def _cross_scored(labels, folds, options, log, *, stop, comm):
+def _cross_scored(labels, folds, options, session, *, comm):
     """What `_scored` gives for each LabelledMicrograph, by a network trained on the other parts; None if the run was
     asked to stop. Collective."""
     scored = [None] * len(labels)
     for part in range(folds):
-        log.line(f"cross-validation   network {part + 1} of {folds}")
+        session.log.line(f"cross-validation   network {part + 1} of {folds}")
         others = [each for number, each in enumerate(labels) if number % folds != part]
-        trained = _trained(others, options, log, stop=stop, comm=comm)
+        trained = _trained(others, options, f"{session.name}fold{part + 1}", session, comm=comm)
         if trained is None:
             return None
-        scored[part::folds] = [_scored(trained[0], each) for each in labels[part::folds]]
+        scored[part::folds] = _all_scored(trained[0], labels[part::folds], comm)
     return scored
 
 
@@ -247,6 +271,13 @@ def _judged(picker, scored, options, source):
     found = replace(found, score=calibration.apply(found.score))
     return Judged(replace(picker, calibration=calibration), float(calibration.apply(threshold)), counts, found, before,
                   Reliability.of(*held_out(groups)), source)
+
+
+def _all_scored(picker, labels, comm):
+    """What `_scored` gives for each LabelledMicrograph, on every rank; the ranks take them in turn. Collective."""
+    own = [_scored(picker, each) for each in labels[comm.rank::comm.size]]
+    parts = comm.allgather(own)
+    return [parts[number % comm.size][number // comm.size] for number in range(len(labels))]
 
 
 def _scored(picker, labelled):

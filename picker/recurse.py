@@ -27,8 +27,17 @@ from vitrea.picker.labels import FAR
 from vitrea.picker.micrographs import Preparation, list_micrographs
 from vitrea.picker.network import PRESETS
 from vitrea.picker.options import ExtractOptions, PickOptions, PickTrainOptions
-from vitrea.picker.pick_train import LEAST_POSITIVES, MODEL_NAME, fit_model, load_labels, tell_judged, write_fitted
+from vitrea.picker.pick_train import (
+    LEAST_POSITIVES,
+    MODEL_NAME,
+    Session,
+    fit_model,
+    load_labels,
+    tell_judged,
+    write_fitted,
+)
 from vitrea.picker.results import candidates_path, read_manifests
+from vitrea.picker.trainings import Trainings
 
 ROUND, PICKED, PARTICLES, CLASSES = "round{number}", "picked", "particles", "classes"
 ACCEPTED, UNSURE = "accepted", "unsure"
@@ -54,8 +63,8 @@ class Round:
 def run(options, *, resume, comm):
     """Write the best round's model.npz, rounds.csv and a folder for each round: "done" or "stopped". Collective.
 
-    A run that is resumed begins anew, but for the micrographs that a round has picked with the same model. Raises
-    JobError for a user's mistake, and if no labelled micrograph is held back.
+    A run that is resumed goes on with the trainings of its checkpoint and the micrographs that a round has picked with
+    its model, to the same bits. Raises JobError for a user's mistake, and if no labelled micrograph is held back.
     """
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
         labels = load_labels(options, Preparation.of(PRESETS[options.network], options.diameter), log, comm=comm)
@@ -65,9 +74,10 @@ def run(options, *, resume, comm):
                    options=options.as_dict())
         log.line(f"recurse   {options.output}   {len(labels) - held} labelled micrographs, {held} held back, "
                  f"{len(list_micrographs(options.unlabelled)):,} without labels")
-        rounds, added = [], []
+        rounds, added, trainings = [], [], Trainings(options.output, resume=resume, comm=comm)
         for number in range(1, options.rounds + 1):
-            fitted = fit_model(labels[held:] + added, labels[:held], options, log, stop=stop, comm=comm)
+            session = Session(log, stop, trainings, ROUND.format(number=number) + " ")
+            fitted = fit_model(labels[held:] + added, labels[:held], options, session, comm=comm)
             if fitted is None:
                 break
             folder = Path(options.output) / ROUND.format(number=number)

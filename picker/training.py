@@ -57,13 +57,14 @@ class State:
     loss: float = float("nan")
 
 
-def train(micrographs, network, diameter, recipe, *, seed, comm):
+def train(micrographs, network, diameter, recipe, *, seed, comm, begun=None):
     """Generator of State, one after each step; the last one is the trained network. Collective.
 
-    micrographs are LabelledMicrographs, the same on every rank; diameter [px] of prepared images.
+    micrographs are LabelledMicrographs, the same on every rank; diameter [px] of prepared images. begun: the State
+    after which to go on, to the same bits as without a break.
     """
     sampler = Sampler(micrographs, network, diameter, recipe.outputs, recipe.augmentation, seed)
-    state = start(network, seed)
+    state = begun or start(network, seed)
     weights = loss_weights(sampler)
     for step in range(state.step, recipe.steps):
         parts = range(comm.rank, recipe.batch // PART, comm.size)
@@ -126,21 +127,19 @@ LOSSES = {"bce": cross_entropy, "mse": squared_error}
 
 def _summed(network, found, n_parts, comm):
     """Mean over all parts of all ranks of gradients, statistics and loss, the same bits for any number of ranks."""
-    shapes = network.shapes()
-    gradient = {name: _mean([part[0][name] for part in found], shape, n_parts, comm) for name, shape in shapes.items()}
-    statistics = {name: _mean([part[1][name] for part in found], values.shape, n_parts, comm)
-                  for name, values in initial_statistics(network).items()}
-    loss = _mean([np.array([part[2]]) for part in found], (1,), n_parts, comm)
-    return gradient, statistics, float(loss[0])
-
-
-def _mean(terms, shape, n_parts, comm):
-    largest = np.array([max((float(np.abs(term).max()) for term in terms), default=0.0)])
-    unit = quantum(n_parts * largest_over_ranks(largest, comm=comm)[0])
-    total = np.zeros(shape)
-    for term in terms:
-        total += to_quanta(term, unit)
-    return sum_over_ranks(total, comm=comm) / n_parts
+    terms = [{**gradients, **statistics, "loss": np.array([loss])} for gradients, statistics, loss in found]
+    statistics = {name: values.shape for name, values in initial_statistics(network).items()}
+    shapes = network.shapes() | statistics | {"loss": (1,)}
+    largest = [max((float(np.abs(each[name]).max()) for each in terms), default=0.0) for name in shapes]
+    units = quantum(n_parts * largest_over_ranks(np.array(largest), comm=comm))
+    # One message for all: they are small, and a step of training is short.
+    sums = [sum((to_quanta(each[name], unit).ravel() for each in terms), np.zeros(int(np.prod(shape))))
+            for (name, shape), unit in zip(shapes.items(), units)]
+    total = sum_over_ranks(np.concatenate(sums), comm=comm) / n_parts
+    ends = np.cumsum([part.size for part in sums])[:-1]
+    mean = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), np.split(total, ends))}
+    loss = float(mean.pop("loss")[0])
+    return {name: mean[name] for name in network.shapes()}, {name: mean[name] for name in statistics}, loss
 
 
 def _stepped(state, gradient, statistics, recipe, loss):

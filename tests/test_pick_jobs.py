@@ -9,6 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from vitrea.engine.comm import alone
 from vitrea.engine.log import NullLog
 from vitrea.engine.particles import read_particles
 from vitrea.engine.stacks import read_images
@@ -127,7 +128,8 @@ def test_without_micrographs_held_back_the_judge_is_cross_validation_or_told_to_
 def test_in_cross_validation_no_network_scores_what_it_was_trained_on(monkeypatch):
     monkeypatch.setattr(pick_train, "_trained", lambda training, *_, **__: (training, []))
     monkeypatch.setattr(pick_train, "_scored", lambda picker, each: (each, tuple(picker)))
-    found = pick_train._cross_scored(list("abcde"), 2, None, NullLog(), stop=None, comm=None)
+    session = pick_train.Session(NullLog(), None, None)
+    found = pick_train._cross_scored(list("abcde"), 2, None, session, comm=alone())
     assert [each for each, _ in found] == list("abcde")
     assert all(each not in seen and len(seen) in (2, 3) for each, seen in found)
 
