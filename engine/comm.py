@@ -2,6 +2,7 @@
 mpi4py."""
 import os
 import signal
+import time
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from vitrea.engine.errors import JobError
 # how many ranks the launcher started, by launcher: MPICH and Intel MPI (hydra), Open MPI, Slurm's srun
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 STOP_TAG = 7001
+WAIT_SECONDS = 0.05
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -68,6 +70,22 @@ def ranks_on_this_node(comm):
 
     here = MPI.Get_processor_name()
     return comm.allgather(here).count(here)
+
+
+def first_ranks(n, *, comm):
+    """A communicator of ranks 0 … n − 1; None on the others. Collective."""
+    part = comm.Split(int(comm.rank >= n), comm.rank)
+    if comm.rank < n:
+        return part
+    part.Free()
+    return None
+
+
+def wait_for_all(*, comm):
+    """A barrier in which waiting takes no processor time. Collective."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(WAIT_SECONDS)
 
 
 def sum_over_ranks(array, *, comm):

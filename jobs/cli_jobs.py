@@ -42,9 +42,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _new(arguments: argparse.Namespace) -> int:
-    from vitrea.jobs.jobfile import JOBS, template
+    from vitrea.jobs.jobfile import JOBS, PIPELINE, template
+    from vitrea.jobs.pipeline import example
 
-    print(load(BENCH_EXAMPLE)() if arguments.type == BENCH else template(JOBS[arguments.type]), end="")
+    examples = {BENCH: lambda: load(BENCH_EXAMPLE)(), PIPELINE: example}
+    print(examples[arguments.type]() if arguments.type in examples else template(JOBS[arguments.type]), end="")
     return DONE
 
 
@@ -75,8 +77,11 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _new_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> Sequence[str]:
-    parser.add_argument("type", metavar="TYPE", choices=[*_job_names(), BENCH],
-                        help=f"kind of job: {', '.join(_job_names())}; or {BENCH}, a scaling study")
+    from vitrea.jobs.jobfile import PIPELINE
+
+    parser.add_argument("type", metavar="TYPE", choices=[*_job_names(), PIPELINE, BENCH],
+                        help=f"kind of job: {', '.join(_job_names())}; {PIPELINE}, several of them; or {BENCH}, a "
+                        "scaling study")
     return words
 
 

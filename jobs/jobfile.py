@@ -211,11 +211,14 @@ def write_job(path: Path, job: Job, notes: Iterable[str]) -> None:
         beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def resolved_notes(version: str, host: str, ranks: int, folder: Path) -> list[str]:
-    """What a resolved job.yaml says of its origin: version, host, ranks, date (UTC), working directory."""
+RESOLVED = "Every key, as resolved from the job file, --set and the defaults."
+
+
+def resolved_notes(version: str, host: str, ranks: int, folder: Path, words: str = RESOLVED) -> list[str]:
+    """What a resolved job.yaml says of its origin: version, host, ranks, date (UTC), working directory; and words."""
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    words = f"vitrea {version} on {host}, {ranks} rank{'s' if ranks > 1 else ''}, {date}"
-    return [words, f"{_STARTED_IN}{folder}", "Every key, as resolved from the job file, --set and the defaults."]
+    origin = f"vitrea {version} on {host}, {ranks} rank{'s' if ranks > 1 else ''}, {date}"
+    return [origin, f"{_STARTED_IN}{folder}", words]
 
 
 def started_in(path: Path) -> Path | None:
@@ -368,7 +371,7 @@ def _options(path: object, job_type: JobType, entries: Mapping[str, Entry]) -> J
         what = f"key {names} is missing" if len(missing) == 1 else f"keys {names} are missing"
         pronoun = "it" if len(missing) == 1 else "them"
         raise JobError(f"{path}: {what}; every {job_type.name} job needs {pronoun}; add for example {lines}")
-    values = {name: _value(table[name], entry) for name, entry in entries.items()}
+    values = {name: value_of(table[name], entry) for name, entry in entries.items()}
     options = job_type.options(**values)
     for names, sentence in options.conflicts():
         where = [entries[name].where for name in names if name in entries]
@@ -376,7 +379,8 @@ def _options(path: object, job_type: JobType, entries: Mapping[str, Entry]) -> J
     return options
 
 
-def _value(option: Option, entry: Entry) -> object:
+def value_of(option: Option, entry: Entry) -> object:
+    """The value of an entry; JobError, with its place, if the key does not take it."""
     if not option.several:
         _require_one(option.name, entry)
     try:

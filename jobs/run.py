@@ -12,7 +12,16 @@ from pathlib import Path
 from vitrea.engine.errors import JobError
 from vitrea.engine.log import LINES_NAME, RECORDS_NAME, RunLog, format_bytes, read_records
 from vitrea.engine.options import options_of
-from vitrea.jobs.jobfile import JOB_NAME, Job, read_job, resolved_notes, started_in, write_job
+from vitrea.jobs.jobfile import (
+    JOB_NAME,
+    PIPELINE,
+    Job,
+    kind_of_file,
+    read_job,
+    resolved_notes,
+    started_in,
+    write_job,
+)
 from vitrea.jobs.launcher import end_together, on_rank_0
 
 CHECKPOINT_NAME = "checkpoint.h5"
@@ -44,16 +53,16 @@ def run(path: Path, overrides: Sequence[str]) -> int:
     from vitrea.engine.comm import world
 
     comm = world()
+    if on_rank_0(lambda: kind_of_file(path), comm=comm) == PIPELINE:
+        from vitrea.jobs import stages
+
+        return stages.run(path, overrides, comm)
     job, made = on_rank_0(lambda: _begin(path, overrides, comm.size), comm=comm)
-    folder = job.options.output
-
-    def told(message: str, mistake: bool) -> None:
-        if mistake and comm.rank == 0 and not (folder / CHECKPOINT_NAME).exists():
-            _take_back(folder, made)
-        else:
-            _log_failure(folder, message, comm)
-
-    return end_together(lambda: _carry_out(job, False, comm), told, comm=comm)
+    return end_together(
+        lambda: _carry_out(job, False, comm),
+        lambda message, mistake: told_of(job.options.output, made, message, mistake, comm),
+        comm=comm,
+    )
 
 
 def resume(folder: Path, overrides: Sequence[str]) -> int:
@@ -61,6 +70,10 @@ def resume(folder: Path, overrides: Sequence[str]) -> int:
     from vitrea.engine.comm import world
 
     comm = world()
+    if on_rank_0(lambda: _kind_of_folder(folder), comm=comm) == PIPELINE:
+        from vitrea.jobs import stages
+
+        return stages.resume(folder, overrides, comm)
     job = on_rank_0(lambda: _begin_again(folder, overrides, comm.size), comm=comm)
     if job is None:
         return 0
@@ -74,27 +87,46 @@ def resume(folder: Path, overrides: Sequence[str]) -> int:
 
 def check(path: Path, overrides: Sequence[str], ranks: int) -> int:
     """`vitrea check`: everything that can be wrong before the first image is read, and what the run will need."""
+    if kind_of_file(path) == PIPELINE:
+        from vitrea.jobs import stages
+
+        lines = stages.check(path, overrides, ranks)
+    else:
+        lines = check_job(path, read_job(path, overrides), ranks)
+    print("\n".join([*lines, NO_MISTAKE]))
+    return 0
+
+
+def check_job(path: Path, job: Job, ranks: int) -> list[str]:
+    """What a job will need, for `vitrea check`; JobError for what is wrong with it."""
     from vitrea.engine.particles import read_particles
 
-    job = read_job(path, overrides)
     if job.type.checker:
         found = job.type.load_checker()(job.options)
-        _require_free(job.options.output)
-        print("\n".join([f"{path}   {job.type.name}   into {job.options.output}", *found, NO_MISTAKE]))
-        return 0
+        require_free(job.options.output)
+        return [f"{path}   {job.type.name}   into {job.options.output}", *found]
     table = read_particles(job.options.input)
     planned = job.type.load_planner()(job.options, table, ranks)
-    _require_free(job.options.output)
-    for words in [*_check_lines(path, job, table, planned, ranks), *_doubts(job.options, planned), NO_MISTAKE]:
-        print(words)
-    return 0
+    require_free(job.options.output)
+    return [*_check_lines(path, job, table, planned, ranks), *_doubts(job.options, planned)]
 
 
 def _begin(path: Path, overrides: Sequence[str], ranks: int) -> tuple[Job, list[Path]]:
     """The job, and the folders that were made for it, the innermost first."""
     job = read_job(path, overrides)
     folder = job.options.output
-    _require_free(folder)
+    require_free(folder)
+    made = make_folder(folder)
+    try:
+        write_resolved(job, ranks)
+    except JobError:
+        _take_back(folder, made)
+        raise
+    return job, made
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a run folder; the folders that were made for it, the innermost first. JobError if that is refused."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,18 +135,24 @@ def _begin(path: Path, overrides: Sequence[str], ranks: int) -> tuple[Job, list[
             f"{folder}: the run folder cannot be made: {error.strerror}; expected a place with write permission and "
             "free space; choose another output"
         ) from error
-    try:
-        write_job(folder / JOB_NAME, job, resolved_notes(_version(), platform.node(), ranks, Path.cwd()))
-    except JobError:
-        _take_back(folder, made)
-        raise
-    return job, made
+    return made
 
 
-def _require_free(folder: Path) -> None:
+def write_resolved(job: Job, ranks: int) -> None:
+    """Write job.yaml, every key with its value, into the run folder."""
+    write_job(job.options.output / JOB_NAME, job, resolved_notes(version(), platform.node(), ranks, Path.cwd()))
+
+
+def held_files(folder: Path) -> list[str]:
+    """Names of the files of a run that a folder holds."""
+    return [name for name in RUN_FILES if (folder / name).exists()]
+
+
+def require_free(folder: Path) -> None:
+    """JobError unless a new run can be made in this folder."""
     if folder.exists() and not folder.is_dir():
         raise JobError(f"{folder}: the output is a file; expected a folder; choose another output")
-    held = [name for name in RUN_FILES if (folder / name).exists()]
+    held = held_files(folder)
     if held:
         raise JobError(
             f"{folder}: this folder already holds a run ({held[0]}); expected a new or empty one; "
@@ -122,11 +160,16 @@ def _require_free(folder: Path) -> None:
         )
 
 
-def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | None:
+def _kind_of_folder(folder: Path) -> str | None:
     path = folder / JOB_NAME
     if not path.exists():
         found = "holds no job.yaml" if folder.is_dir() else "is not a folder"
         raise JobError(f"{folder}: {found}; expected the folder of a run; start one with 'vitrea run JOB.yaml'")
+    return kind_of_file(path)
+
+
+def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | None:
+    path = folder / JOB_NAME
     records = read_records(folder / RECORDS_NAME)
     if records and records[-1]["kind"] == "done" and not overrides:
         print(f"{folder}: this run is done; nothing is left to resume")
@@ -136,9 +179,9 @@ def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | No
     # The folder may have been moved since it was made; it is where it is.
     job = replace(job, options=replace(job.options, output=folder))
     _require_input(path, job)
-    _clear_torn_files(folder)
+    clear_torn_files(folder)
     if overrides:
-        write_job(path, job, resolved_notes(_version(), platform.node(), ranks, Path.cwd()))
+        write_resolved(job, ranks)
     return job
 
 
@@ -154,7 +197,7 @@ def read_run(folder: Path, kind: str) -> object:
     return replace(job.options, output=folder)
 
 
-def _clear_torn_files(folder: Path) -> None:
+def clear_torn_files(folder: Path) -> None:
     """Remove what engine/files.py was writing when the run was killed."""
     for path in folder.glob(".*.tmp-*"):
         with suppress(OSError):
@@ -175,7 +218,7 @@ def _require_resumable(path: Path, overrides: Sequence[str]) -> None:
 
 def _require_input(path: Path, job: Job) -> None:
     began = started_in(path)
-    if not job.options.input.exists() and began and (began / job.options.input).exists():
+    if job.options.input and not job.options.input.exists() and began and (began / job.options.input).exists():
         raise JobError(
             f"{path}: {job.options.input} is not there seen from {Path.cwd()}; the run was started in another folder; "
             f"'cd {began}' first"
@@ -195,6 +238,15 @@ def _ending_lines(folder: Path, ended: str) -> list[str]:
     if ended == "stopped":
         return [f"stopped before the end; go on with 'vitrea resume {folder}'"]
     return [f"  {folder / name!s:<40} {words}" for name, words in RESULTS.items() if (folder / name).exists()]
+
+
+def told_of(folder: Path, made: list[Path], message: str, mistake: bool, comm) -> None:
+    """What end_together tells of a run that began anew, its folders `made` for it: a mistake that ended it at once
+    leaves nothing behind, for the corrected job to begin; all else is its log's last line."""
+    if mistake and comm.rank == 0 and not (folder / CHECKPOINT_NAME).exists():
+        _take_back(folder, made)
+    else:
+        _log_failure(folder, message, comm)
 
 
 def _take_back(folder: Path, made: list[Path]) -> None:
@@ -260,5 +312,5 @@ def _scratch_words(options: object, planned: object, ranks: int) -> str:
             f"{options.scratch or options.output}")
 
 
-def _version() -> str:
+def version() -> str:
     return importlib.metadata.version("vitrea")

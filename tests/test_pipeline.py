@@ -1,0 +1,228 @@
+"""Pipelines: stages that take what others made, what a rerun does again or leaves, mistakes with their line."""
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.running import same_files, wait_until
+from vitrea.engine.errors import JobError
+from vitrea.engine.log import read_records
+from vitrea.jobs.cli import main
+from vitrea.jobs.jobfile import JOBS, read_job
+from vitrea.jobs.pipeline import example, read_pipeline
+
+RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs")
+FIRST = """\
+job: pipeline
+output: run
+stages:
+  - name: first
+    job: classify2d
+    ranks: 1
+    input: sim/particles.star
+    n_classes: 3
+    particle_diameter: 150
+    max_iterations: 2
+    psi_step: 30
+    max_resolution: 26
+    offset_range: 0
+"""
+SECOND = """\
+  - name: second
+    job: classify2d
+    input: ${first.particles}
+    n_classes: 2
+    particle_diameter: 150
+    max_iterations: 3
+    psi_step: 30
+    max_resolution: 26
+    offset_range: 0
+"""
+TWO = FIRST + SECOND
+
+
+@pytest.fixture
+def work(stacks, tmp_path, monkeypatch):
+    """A working directory with a stack of its own and the pipeline of two classifications."""
+    shutil.copytree(stacks / "plain", tmp_path / "sim")
+    star = tmp_path / "sim" / "particles.star"
+    star.write_text(star.read_text().replace(str(stacks / "plain"), "sim"))
+    (tmp_path / "job.yaml").write_text(TWO)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def states(folder=Path("run")):
+    """[(stage, what was done about it)] of the last time a pipeline was run."""
+    records = read_records(folder / "record.jsonl")
+    begun = max(i for i, record in enumerate(records) if record["kind"] == "start")
+    return [(record["stage"], record["state"]) for record in records[begun:]
+            if record["kind"] == "stage" and record["state"] != "done"]
+
+
+def why(stage, folder=Path("run")):
+    return next(record["why"] for record in reversed(read_records(folder / "record.jsonl"))
+                if record["kind"] == "stage" and record["stage"] == stage and "why" in record)
+
+
+# ---- the file
+
+def test_the_example_is_a_pipeline_and_prints_as_new(tmp_path, capsys):
+    assert main(["new", "pipeline"]) == 0
+    (tmp_path / "job.yaml").write_text(capsys.readouterr().out)
+    pipeline = read_pipeline(tmp_path / "job.yaml")
+    assert [stage.job.type.name for stage in pipeline.stages] == ["pick-train", "pick", "extract", "classify2d"]
+    assert pipeline.stages[1].job.options.model == Path("runs/first/train/model.npz")
+    assert pipeline.wanted("extract") == [Path("runs/first/extract/particles.star")]
+
+
+def test_the_example_names_every_product_of_every_kind():
+    told = example()
+    for job_type in JOBS.values():
+        for product in job_type.products:
+            assert any(job_type.name in line and product in line for line in told.splitlines()), (
+                f"{job_type.name} makes {product}; tell it in jobs/templates/pipeline.yaml")
+
+
+def test_keys_of_a_stage_are_set_by_its_name(work):
+    pipeline = read_pipeline("job.yaml", ["second.n_classes=7", "output=elsewhere"])
+    assert pipeline.stages[1].job.options.n_classes == 7
+    assert pipeline.stages[1].job.options.input == Path("elsewhere/first/run_data.star")
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("${first.particles}", "${frist.particles}",
+     "job.yaml:16: ${frist.particles}: no earlier stage is called 'frist'; did you mean first?"),
+    ("${first.particles}", "${second.particles}", "no earlier stage is called 'second'"),
+    ("${first.particles}", "${first.partcles}",
+     "job.yaml:16: ${first.partcles}: stage first makes no 'partcles'; did you mean particles?"),
+    ("${first.particles}", "${first.x}", "expected one of ${first.folder}, ${first.particles}, ${first.classes}"),
+    ("${first.particles}", "'${first.particles'", "job.yaml:16: '${first.particles' opens a reference that is not"),
+    ("n_classes: 2", "n_clases: 2", "job.yaml:17: unknown key 'n_clases'; did you mean n_classes?"),
+    ("n_classes: 2", "n_classes: many", "job.yaml:17: n_classes is 'many'; expected a whole number, at least 1"),
+    ("    n_classes: 2\n", "", "job.yaml:14: key n_classes is missing; every classify2d job needs it"),
+    ("name: second", "name: first", "job.yaml:14: another stage is called 'first', at job.yaml:4"),
+    ("name: second", "name: ../x", "job.yaml:14: the stage's name is '../x'; expected a letter, then"),
+    ("name: second", "name: earlier", "job.yaml:14: the stage's name is 'earlier'; expected"),
+    ("name: second", "output: there", "job.yaml:14: stage classify2d has an output; expected none"),
+    ("ranks: 1", "ranks: 0", "job.yaml:6: ranks is 0; expected a whole number, at least 1"),
+    ("job: pipeline\n", "job: pipeline\nthreads: 2\n", "job.yaml:2: unknown key 'threads'; a pipeline has job, output"),
+    ("output: run\n", "", "job.yaml: key output is missing; every pipeline needs it"),
+    ("stages:", "stage:", "job.yaml:3: stage is a list of lists or keys"),
+    ("    job: classify2d\n    input: ${", "    job: pipeline\n    input: ${", "job.yaml:15: this is a pipeline"),
+    ("    job: classify2d\n    input: ${", "    input: ${", "job.yaml:14: key 'job' is missing"),
+])
+def test_a_mistake_is_a_sentence_with_its_line(work, old, new, words):
+    assert old in TWO
+    Path("job.yaml").write_text(TWO.replace(old, new, 1))
+    with pytest.raises(JobError) as mistake:
+        read_pipeline("job.yaml")
+    assert words in str(mistake.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("third.n_classes=2", "--set third.n_classes=2: no stage is called 'third'; expected one of first, second"),
+    ("n_classes=2", "--set n_classes=2: neither output nor a key of a stage was found; expected STAGE.key=value"),
+    ("first.x=2", "--set first.x=2: unknown key 'x'"),
+])
+def test_a_mistake_in_set_is_a_sentence(work, text, words):
+    with pytest.raises(JobError) as mistake:
+        read_pipeline("job.yaml", [text])
+    assert words in str(mistake.value)
+
+
+# ---- running and running again
+
+def test_a_rerun_does_only_what_a_change_calls_for(work, capsys):
+    assert main(["check", "job.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "240 in sim/particles.star" in told
+    assert "stage 2 of 2   second\nclassify2d   into run/second   after first" in told
+    assert main(["run", "job.yaml"]) == 0
+    assert states() == [("first", "begin"), ("second", "begin")]
+    second = read_job(Path("run/second/job.yaml"))
+    assert second.options.input == Path("run/first/run_data.star")
+    before = Path("run/second/run_data.star").read_bytes()
+
+    assert main(["run", "job.yaml"]) == 0
+    assert states() == [("first", "skip"), ("second", "skip")]
+
+    Path("job.yaml").write_text(TWO.replace("n_classes: 2", "n_classes: 4"))   # of the second
+    assert main(["run", "job.yaml"]) == 0
+    assert states() == [("first", "skip"), ("second", "begin")]
+    assert why("second") == "n_classes was 2, is 4"
+    assert Path("run/earlier/second-1/run_data.star").read_bytes() == before, "what was made is kept"
+
+    # keys that may change within a run go on; those of the machine change nothing
+    assert main(["resume", "run", "--set", "second.max_iterations=4", "first.threads=2"]) == 0
+    assert states() == [("first", "skip"), ("second", "go on")]
+    assert [record["iteration"] for record in read_records(Path("run/second/record.jsonl"))
+            if record["kind"] == "iteration"] == [1, 2, 3, 4]
+
+    # an input that is touched is the same, one that is changed is not, nor is one that is gone
+    Path("sim/particles.star").touch()
+    assert main(["resume", "run"]) == 0
+    assert states() == [("first", "skip"), ("second", "skip")]
+    Path("run/first/run_data.star").unlink()
+    assert main(["resume", "run"]) == 0
+    assert states() == [("first", "begin"), ("second", "skip")], "the same particles, made again, change nothing"
+    assert why("first") == "run/first/run_data.star is gone"
+    with open("sim/particles.mrcs", "r+b") as file:
+        file.seek(2000)
+        file.write(b"\x01")
+    assert main(["resume", "run"]) == 0
+    assert states()[0] == ("first", "begin")
+    assert why("first").endswith("sim/particles.mrcs has changed")
+
+
+def test_a_pipeline_does_not_take_the_folder_of_another_run(work, capsys):
+    Path("run").mkdir()
+    (Path("run") / "run_data.star").write_text("")
+    assert main(["run", "job.yaml"]) == 2
+    assert "run: this folder already holds a run (run_data.star)" in capsys.readouterr().err
+
+
+def test_a_mistake_of_a_stage_is_told_with_its_name_and_mended(work, capsys):
+    Path("job.yaml").write_text(TWO.replace("particle_diameter: 150\n    max_iterations: 3",
+                                            "particle_diameter: 900\n    max_iterations: 3"))
+    assert main(["run", "job.yaml"]) == 2
+    assert "vitrea: stage second: " in capsys.readouterr().err
+    failed = read_records(Path("run/record.jsonl"))[-1]
+    assert failed["kind"] == "failed"
+    assert failed["message"].startswith("stage second: ")
+    Path("job.yaml").write_text(TWO)
+    assert main(["run", "job.yaml"]) == 0
+    assert states() == [("first", "skip"), ("second", "begin")]
+
+
+def test_a_signal_stops_a_stage_and_any_number_of_ranks_goes_on_to_the_same_end(begin, launch, work):
+    """The first stage has one rank of two; the result is that of one rank throughout."""
+    (work / "whole.yaml").write_text(TWO.replace("output: run", "output: whole"))
+    assert main(["run", "whole.yaml"]) == 0
+    (work / "slow.py").write_text(SLOW)
+    process = begin(2, "slow.py", "run", "job.yaml")
+    wait_until(lambda: (work / "run" / "first" / "checkpoint.h5").exists(), process)
+    process.send_signal(signal.SIGUSR1)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert "go on with 'vitrea resume run'" in told
+    assert read_records(work / "run" / "record.jsonl")[-1]["kind"] == "stopped"
+    ended = launch(2, "-m", "vitrea.jobs", "resume", "run")
+    assert ended.returncode == 0, ended.stderr
+    assert states(work / "run") == [("first", "go on"), ("second", "begin")]
+    assert "1 rank on 1 node" in (work / "run" / "first" / "run.out").read_text()
+    assert "2 ranks on 1 node" in (work / "run" / "second" / "run.out").read_text()
+    for stage in ("first", "second"):
+        same_files(work / "run" / stage, work / "whole" / stage, RESULT_FILES)
+
+
+SLOW = """\
+import sys, time
+from vitrea.engine import classify2d
+from vitrea.jobs.cli import main
+
+iterate = classify2d.iterate
+classify2d.iterate = lambda run, state: (time.sleep(0.5), iterate(run, state))[1]
+sys.exit(main(sys.argv[1:]))
+"""
