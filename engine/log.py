@@ -18,7 +18,8 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
     reseed      iteration, map {class that was replaced: class it was split from} (numbers as in the STAR file)
     checkpoint  iteration
     resumed     total (iterations of both stages), iteration, of, stage
-    stopped     total, iteration, of, stage (none before the first iteration), reason
+    stopped     total, iteration, of, stage (none before the first iteration), reason; of a pipeline in_stage, reason
+    stage       of a pipeline: stage, number, state ("skip" | "go on" | "begin" | "done"), why, folder, job
     done        classes, empty, largest, particles, poses_per_core_second, files
     failed      iteration, phase, rank, ranks, host, message
 """
@@ -200,6 +201,8 @@ def format_reseed(record: Record) -> str:
 
 def format_done(record: Record) -> str:
     """`done   50 classes, 3 empty, largest 11,204 (7.6 %)   2.3e7 poses/core-s`"""
+    if record.get("classes") is None:   # not of particles: the run's own lines say what came out
+        return f"done   {_count(record['stages'], 'stage')}" if record.get("stages") else "done"
     largest, particles = record.get("largest"), record.get("particles")
     words = f"{_count(record.get('classes'), 'class', 'classes')}, {record.get('empty', 0)} empty"
     if largest is not None and particles:
@@ -209,7 +212,9 @@ def format_done(record: Record) -> str:
 
 
 def format_stopped(record: Record) -> str:
-    """`stopped after it 12 of 30   SIGTERM`"""
+    """`stopped after it 12 of 30   SIGTERM`, of a pipeline `stopped in stage pick   SIGTERM`"""
+    if record.get("in_stage"):
+        return f"stopped in stage {record['in_stage']}{_COLUMN}{record.get('reason')}"
     return f"stopped {_place(record)}{_COLUMN}{record.get('reason')}"
 
 

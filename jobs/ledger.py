@@ -31,7 +31,8 @@ MACHINE = "machine"    # the section of keys on which no result depends
 
 @dataclass(frozen=True)
 class Inputs:
-    """keys: {name: value as text}; files: {path: (size [bytes], time [ns], digest; "" of a large file)}."""
+    """keys: {name: value as text}, those at their default left out; files: {path: (size [bytes], time [ns], digest,
+    which is "" of a large file)}."""
 
     keys: Mapping[str, str]
     files: Mapping[str, tuple[int, int, str]]
@@ -45,7 +46,8 @@ class Inputs:
 
     def changes(self, before: Inputs) -> str:
         """`n_classes was 20, is 50; labels/a.star has changed`: what differs, for the log; "" if nothing does."""
-        words = [f"{name} was {before.keys.get(name)}, is {self.keys.get(name)}" for name in self.changed_keys(before)]
+        words = [f"{name} was {before.keys.get(name, 'default')}, is {self.keys.get(name, 'default')}"
+                 for name in self.changed_keys(before)]
         for name in self.changed_files(before):
             what = "is new" if name not in before.files else "is gone" if name not in self.files else "has changed"
             words.append(f"{name} {what}")
@@ -59,12 +61,13 @@ def inputs_of(job: Job) -> Inputs:
     Raises JobError if the particles or micrographs that it names are not there.
     """
     table = options_of(job.type.options)
-    keys = {name: str(value) for name, value in job.options.as_dict().items()
-            if table[name].section != MACHINE and name != "output"}
+    matter = [name for name, option in table.items() if option.section != MACHINE and name != "output"]
+    keys = {name: str(job.options.as_dict()[name]) for name in matter
+            if getattr(job.options, name) != table[name].default}
     paths = set(_listed(job.options))
-    for name, option in table.items():
+    for name in table:
         value = getattr(job.options, name)
-        if option.kind is Path and value is not None and name in keys:
+        if name in keys and isinstance(value, Path):
             paths.update(_files(value))
     return Inputs(keys, {str(path): _mark(path) for path in sorted(paths)})
 

@@ -99,16 +99,13 @@ def _stages(pipeline: Pipeline, comm) -> int:
             _tell(log, pipeline, number, stage, decision)
             ended = "done" if decision.what == SKIP else _run_stage(stage, decision.what == GO_ON, comm)
             if ended == "stopped" or stop.agreed():
-                reason = stop.reason or "asked to"
-                log.record("stopped", stage=stage.name, reason=reason)
-                log.line(f"stopped in stage {stage.name}   {reason}")
+                log.tell("stopped", in_stage=stage.name, reason=stop.reason or "asked to stop")
                 _say(comm, [f"stopped before the end; go on with 'vitrea resume {pipeline.output}'"])
                 return 0
             if decision.what != SKIP:
                 on_rank_0(lambda stage=stage: _settle(pipeline, stage), comm=comm)
                 log.record("stage", stage=stage.name, number=number, state="done")
-        log.record("done", stages=len(pipeline.stages))
-        log.line(f"done   {_count(pipeline)}")
+        log.tell("done", stages=len(pipeline.stages))
         _say(comm, [f"  {stage.folder!s:<40} {stage.job.type.summary}" for stage in pipeline.stages])
         return 0
 

@@ -44,6 +44,7 @@ class RunState:
     ending: Record | None = None
     last: Record | None = None
     lost: bool = False   # ended without a word: its process is gone
+    stages: dict[str, Record] = field(default_factory=dict)   # of a pipeline: what was last told of each
 
     def add(self, record: Record) -> None:
         kind = record["kind"]
@@ -51,6 +52,7 @@ class RunState:
         self.ending = record if kind in ENDINGS else None
         if kind == "start":
             self.start, self.progress = record, None
+            self.stages = {str(name): {} for name in record.get("stages") or ()}
         elif kind == "iteration":
             # A resumed run goes back to its checkpoint and makes some iterations again.
             while self.iterations and _order(self.iterations[-1]) >= _order(record):
@@ -61,6 +63,12 @@ class RunState:
             self.progress = record
         elif kind == "reseed":
             self.reseed = record
+        elif kind == "stage":
+            self.stages[str(record["stage"])] = self.stages.get(str(record["stage"]), {}) | record
+
+    def stage_at_work(self) -> Record | None:
+        """What was told of the stage of a pipeline that is at work, or was when it ended."""
+        return next((record for record in self.stages.values() if record.get("state") in ("begin", "go on")), None)
 
     def fraction(self) -> float | None:
         """How much of the present stage is done, 0 to 1; None before its length is known."""
@@ -146,6 +154,8 @@ def _process_is_gone(start: Record) -> bool:
 def frame(folder: Path, state: RunState, console: Console, now: datetime | None = None) -> Group:
     """One picture of the run, as high as the console lets it be."""
     now = now or datetime.now(UTC)
+    if state.stages:
+        return _pipeline_frame(folder, state, console, now)
     parts = [_heading(folder, state), Text(), _bar(state, console, now)]
     if state.iterations:
         parts += [Text(), _figures(state.iterations[-1]), Text(), _trends(state.iterations, console)]
@@ -155,6 +165,31 @@ def frame(folder: Path, state: RunState, console: Console, now: datetime | None 
         parts += [Text(), _class_sizes(sizes, rows, console.width)]
     parts += [Text(), *_notes(folder, state, now)]
     return Group(*parts)
+
+
+def _pipeline_frame(folder: Path, state: RunState, console: Console, now: datetime) -> Group:
+    """The stages of a pipeline, and below them the run of the one at work."""
+    rows = Table.grid(padding=(0, 3))
+    for number, (name, record) in enumerate(state.stages.items(), 1):
+        told = str(record.get("state", "waits"))
+        words, style = _STAGE_WORDS.get(told, (told, ""))
+        if record is state.stage_at_work() and (state.ending or state.lost):
+            words, style = "ended before its end", "yellow"
+        rows.add_row(Text(f"{number:>3}"), Text(name), Text(words, style=style), Text(str(record.get("why") or "")))
+    parts = [_heading(folder, state), Text(), rows]
+    at_work = state.stage_at_work()
+    place = Path(str(at_work["folder"])) if at_work else None
+    if at_work and not place.is_absolute() and not place.exists():
+        place = folder / place.name   # seen from another working directory
+    if at_work and not state.ending and (place / RECORDS_NAME).exists():
+        parts += [Text(), frame(place, read_state(place), console, now)]
+    elif state.ending or state.lost:
+        parts += [Text(), *_notes(folder, state, now)]
+    return Group(*parts)
+
+
+_STAGE_WORDS = {"waits": ("waits", "dim"), "skip": ("done before", "green"), "done": ("done", "green"),
+                "begin": ("at work", "cyan"), "go on": ("at work", "cyan")}
 
 
 def _follow(folder: Path, console: Console) -> RunState:

@@ -3,6 +3,7 @@
 import io
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -193,3 +194,23 @@ def test_a_folder_without_a_run_is_told(tmp_path):
         watch(tmp_path, once=True)
     with pytest.raises(JobError, match=r"no: is not a folder; expected"):
         watch(tmp_path / "no", once=True)
+
+
+def test_a_pipeline_shows_its_stages_and_the_run_of_the_one_at_work(tmp_path):
+    stage = {"folder": "elsewhere/second", "job": "classify2d"}
+    records = [record("start", job="pipeline", stages=["first", "second", "third"], ranks=2),
+               record("stage", stage="first", number=1, state="begin", folder="elsewhere/first"),
+               record("stage", stage="first", number=1, state="done"),
+               record("stage", stage="second", number=2, state="go on", why="max_iterations was 2, is 9", **stage)]
+    (tmp_path / "second").mkdir()
+    with RunLog(tmp_path / "second", echo=False) as log:
+        log.record("start", **START)
+        log.record("iteration", **{name: value for name, value in iteration(6).items() if name != "kind"})
+    text = drawn(state_of(*records), folder=tmp_path)
+    for words in (r"1 +first +done", r"2 +second +at work +max_iterations was 2, is 9", r"3 +third +waits",
+                  "second   classify2d   20,000", "full pass 6/30"):
+        assert re.search(words, text)
+    text = drawn(state_of(*records, record("stopped", in_stage="second", reason="SIGUSR1")), folder=tmp_path)
+    assert "stopped in stage second   SIGUSR1" in text
+    assert "at work" not in text
+    assert "go on with 'vitrea resume" in text
