@@ -133,6 +133,9 @@ class Option:
 # Sections of a job file, in its order, with the heading each one has there.
 SECTIONS = {
     "job": "What is classified",
+    "experiment": "The experiment",
+    "valleys": "The two-valley model, and the trajectories in it",
+    "networks": "The networks",
     "micrographs": "The micrographs",
     "labels": "The labels",
     "training": "The network and its training",
@@ -325,7 +328,7 @@ class ClusterOptions(ParticleJobOptions):
 
     start: str = key("where the class averages begin", "components", choices=START_CHOICES, section="iterations")
     starts: int | None = key("beginnings tried; the one that held-out particles judge best is kept", None, minimum=1,
-                             null_means="3, or 1 where particles times classes exceed two million",
+                             null_means="4, or 1 where particles times classes exceed two million",
                              section="iterations")
     temperature: float = key("temperature at which the annealing ends; 1 is the likelihood itself, more is smoother",
                              1.0, minimum=1, maximum=100, section="iterations")

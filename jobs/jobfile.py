@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from vitrea.engine.dynamics_options import DynamicsOptions
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.options import (
@@ -129,6 +130,13 @@ JOBS = {
             "vitrea.picker.extract:run",
             checker="vitrea.picker.extract:check",
             products={"particles": "particles.star"},
+        ),
+        JobType(
+            "dynamics",
+            "an experiment on the physics of stochastic gradient descent",
+            DynamicsOptions,
+            "vitrea.engine.dynamics:run",
+            checker="vitrea.engine.dynamics:check",
         ),
     )
 }

@@ -45,6 +45,8 @@ RESULTS = {
     "picks.png": "histogram of the scores, and picks by micrograph",
     "pictures": "micrographs to look at first, with their picks",
     "particles.star": "the particles, for job: classify2d",
+    "result.png": "what was measured, beside what was expected",
+    "result.json": "the numbers",
 }
 
 

@@ -1,0 +1,95 @@
+"""The keys of `job: dynamics`, and the experiments it knows; engine/options.py says how keys are made.
+
+An experiment is an entry of EXPERIMENTS: its name, one line of words, the keys that it takes besides those of every
+experiment, and where its Procedure (engine/dynamics.py) is found. A key that is given to an experiment that does not
+take it is refused, so that nobody waits for a run that ignores what it was told.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrea.engine.options import JobOptions, key, options_of
+
+COMMON = ("input", "output", "experiment", "seed", "checkpoint_minutes")
+LANDSCAPE = ("flat_minimum", "sharp_minimum", "y_f", "y_b", "y_d", "loss_height")
+ENSEMBLE = ("learning_rates", "noise_strengths", "trajectories", "iterations", "start_y", "noise_power",
+            *LANDSCAPE)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An entry of the registry: words for people, the keys it takes, and `module:name` of its Procedure."""
+
+    summary: str
+    keys: tuple[str, ...]
+    place: str
+
+    def load(self):
+        """The Procedure, imported when it is wanted."""
+        module, name = self.place.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_HERE = "vitrea.engine.two_valleys_experiments"
+EXPERIMENTS = {
+    "phase_diagram": Experiment("two valleys: who ends in the flat one, and when hopping freezes",
+                                ENSEMBLE, f"{_HERE}:PHASE_DIAGRAM"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicsOptions(JobOptions):
+    """The keys of `job: dynamics`."""
+
+    input: Path | None = key("data that an experiment on networks is made with", None,
+                             null_means="the digits that come with scikit-learn", example=Path("mnist"),
+                             section="experiment")
+    output: Path = key("the run folder that is made", example=Path("runs/phases"), section="experiment")
+    experiment: str = key("what is measured", example="phase_diagram",
+                          choices={name: each.summary for name, each in EXPERIMENTS.items()}, section="experiment")
+    seed: int = key("start of every random draw; one seed, one result, on any number of ranks", 0, minimum=0,
+                    section="experiment")
+
+    learning_rates: tuple[float, ...] | None = key(
+        "learning rates η, each with every noise strength", None, above=0, null_means="as the paper has them",
+        example=(0.01, 0.03, 0.1), section="valleys")
+    noise_strengths: tuple[float, ...] | None = key(
+        "noise strengths σ: a step's noise has the covariance 2σ H^noise_power", None, minimum=0,
+        null_means="as the paper has them", example=(0.01, 0.03, 0.1), section="valleys")
+    trajectories: int | None = key("trajectories for each pair of them", None, minimum=1,
+                                   null_means="as many as the paper has", example=2000, section="valleys")
+    iterations: int | None = key("steps of a trajectory", None, minimum=1, null_means="as many as the paper has",
+                                 example=20000, section="valleys")
+    start_y: float | None = key("progress y at which trajectories begin, half of them in each valley", None, above=0,
+                                null_means="as the paper has it", example=5.0, section="valleys")
+    noise_power: int = key("power of the Hessian that the noise's covariance grows with; 0: isotropic", 1, minimum=0,
+                           maximum=2, section="valleys")
+    flat_minimum: float = key("how far the flat valley's minimum goes from the ridge, as y grows", 0.8, above=0,
+                              section="valleys")
+    sharp_minimum: float = key("the same of the sharp valley", 0.65, above=0, section="valleys")
+    y_f: float = key("progress at which the barrier has a quarter of its final height", 20.0, above=0,
+                     section="valleys")
+    y_b: float = key("progress at which the valleys are half as far apart as they get", 30.0, above=0,
+                     section="valleys")
+    y_d: float = key("progress over which the loss falls by 1/e", 100.0, above=0, section="valleys")
+    loss_height: float = key("height that the loss falls by, in units of the barrier's final height", 1.0, minimum=0,
+                             section="valleys")
+
+    checkpoint_minutes: float = key("time between checkpoints, 0 for one after every round; a stop makes one too", 1.0,
+                                    unit="minutes", minimum=0, resumable=True, section="iterations")
+
+    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        taken = EXPERIMENTS[self.experiment].keys
+        for name, option in options_of(type(self)).items():
+            if name not in (*COMMON, *taken) and getattr(self, name) != option.default:
+                yield (name,), (f"{self.experiment} does not take {name}; expected a key of this experiment, which are "
+                                f"{', '.join(taken)}; take the line out, or write another experiment")
+        if "sharp_minimum" in taken and not self.sharp_minimum < self.flat_minimum:
+            yield ("sharp_minimum", "flat_minimum"), (
+                "the sharp valley is not nearer to the ridge than the flat one; expected sharp_minimum below "
+                "flat_minimum; make it smaller, or exchange them"
+            )
