@@ -163,11 +163,8 @@ def options_of(cls: type) -> dict[str, Option]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What every job is told. Values are checked when the object is made: OptionError names the key."""
-
-    input: Path = key("the particles: a RELION STAR file (3.0 or 3.1)", example=Path("particles.star"), section="job")
-    output: Path = key("the run folder that is made", example=Path("runs/first"), section="job")
+class Options:
+    """A table of keys. Values are checked when the object is made: OptionError names the key."""
 
     def __post_init__(self) -> None:
         for name, option in options_of(type(self)).items():
@@ -180,6 +177,14 @@ class JobOptions:
     def as_dict(self) -> dict[str, object]:
         """The keys and values with paths as texts: what goes into JSON."""
         return {name: _plain(getattr(self, name)) for name in options_of(type(self))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(Options):
+    """What every job is told."""
+
+    input: Path = key("the particles: a RELION STAR file (3.0 or 3.1)", example=Path("particles.star"), section="job")
+    output: Path = key("the run folder that is made", example=Path("runs/first"), section="job")
 
 
 CTF_CHOICES = {
