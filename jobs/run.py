@@ -31,6 +31,7 @@ SMALL_IN_BOX = 0.3    # of a box: particles are boxed more tightly
 SKIPPED_NAME = "skipped.star"
 RUN_FILES = (JOB_NAME, LINES_NAME, RECORDS_NAME, CHECKPOINT_NAME, "run_data.star", "run_classes.mrcs")
 RESULTS = {
+    "report.html": "classes, curves, timing, job and log on one page, for any browser",
     "classes.png": "the class averages, largest first",
     "latent_map.png": "the class averages at their places on the latent grid",
     "class_tree.star": "which class was split into which, and what it was worth",
@@ -230,10 +231,22 @@ def _require_input(path: Path, job: Job) -> None:
 def _carry_out(job: Job, from_checkpoint: bool, comm) -> int:
     ended = job.type.load_runner()(job.options, resume=from_checkpoint, comm=comm)
     if comm.rank == 0:
+        report = _reported(job.options.output) if ended == "done" else []
         with suppress(BrokenPipeError):   # `vitrea run … | head` has left; the run is done all the same
-            for line in _ending_lines(job.options.output, ended):
+            for line in report + _ending_lines(job.options.output, ended):
                 print(line, flush=True)
     return 0
+
+
+def _reported(folder: Path) -> list[str]:
+    """Write report.html; what went wrong, if something did: no page is worth a run of hours that counts as failed."""
+    from vitrea.jobs.report import write_report
+
+    try:
+        write_report(folder)
+    except Exception as error:
+        return [f"report.html could not be written ({error}); 'vitrea report {folder}' tries again"]
+    return []
 
 
 def _ending_lines(folder: Path, ended: str) -> list[str]:

@@ -67,3 +67,9 @@ def test_the_wheel_holds_the_example_study_and_the_scripts_for_schedulers(wheel)
     inside = set(zipfile.ZipFile(wheel).namelist())
     for name in ("scaling.yaml", "templates/slurm.sh", "templates/pbs.sh"):
         assert f"vitrea/benchmarks/{name}" in inside, "is it listed in setup.cfg?"
+
+
+def test_the_wheel_holds_the_pages(wheel):
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for path in (REPOSITORY / "jobs" / "templates").iterdir():
+        assert f"vitrea/jobs/templates/{path.name}" in inside, "is it listed in setup.cfg?"

@@ -1,0 +1,5 @@
+#!/bin/bash
+@directives
+@setup
+cd @folder || exit 1
+@commands
