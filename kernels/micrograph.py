@@ -7,6 +7,7 @@ OUTLIER = 6.0           # deviations beyond which a pixel is an outlier: dead pi
 SAMPLED = 200_000       # pixels from which median and deviation are taken
 NORMAL_MAD = 1.4826     # deviation of a normal distribution over its median absolute deviation
 ROWS_AT_ONCE = 512
+DEVIATION_SAMPLES = 16   # along the side of a square whose deviation is asked for
 FLAT = 1e-3             # of the micrograph's deviation: a smaller local deviation is called empty and left alone
 
 
@@ -83,3 +84,20 @@ def reference_even_out(image, window):
     deviation = windows.std(axis=(2, 3))
     empty = deviation <= FLAT * image.std(dtype=np.float64)
     return np.where(empty, 0, (image - windows.mean(axis=(2, 3))) / np.where(empty, 1, deviation))
+
+
+def deviation_ratios(image, places, side):
+    """float64[n]: deviation of the grey values in a square of `side` [px] around places float[n, 2] (y, x), over the
+    median of such deviations in the micrograph float32[H, W]; from a grid of about DEVIATION_SAMPLES by square.
+
+    A flat place has a ratio near 0; an edge of carbon, ice or a contaminant one far above 1. NaN where all is flat.
+    """
+    step = max(1, int(side // DEVIATION_SAMPLES))
+    sample = image[::step, ::step].astype(np.float64)
+    sample -= sample.mean()
+    window = max(2, round(side / step))
+    variance = uniform_filter(np.square(sample), window) - np.square(uniform_filter(sample, window))
+    deviation = np.sqrt(np.maximum(variance, 0))
+    rows = np.minimum(np.rint(np.asarray(places).reshape(-1, 2) / step).astype(int), np.array(sample.shape) - 1)
+    middle = np.median(deviation)
+    return deviation[tuple(np.maximum(rows, 0).T)] / middle if middle > 0 else np.full(len(rows), np.nan)

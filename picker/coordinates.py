@@ -1,9 +1,9 @@
-"""Coordinate files: RELION STAR, EMAN .box and CSV, read into centres and written from them.
+"""Coordinate files: RELION STAR, EMAN .box, crYOLO .cbox and CSV, read into centres and written from them.
 
 A centre is (x, y) in pixels of the micrograph, counted from 0 at the middle of the first pixel that is stored, x along
 a row, y from row to row: RELION's and EMAN's convention for MRC files, whatever a viewer shows. `.box` holds corners:
-corner = centre − box // 2, for odd boxes too. Files of programs that count y upwards are read with the micrograph's
-height: y = height − 1 − y.
+corner = centre − box // 2, for odd boxes too; `.cbox` holds them with fractions: corner = centre − box / 2. Files of
+programs that count y upwards are read with the micrograph's height: y = height − 1 − y.
 """
 import csv
 from dataclasses import dataclass, replace
@@ -15,10 +15,13 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.star import read_star, write_star
 
-SUFFIXES = (".star", ".box", ".csv", ".tsv")
+SUFFIXES = (".star", ".box", ".cbox", ".csv", ".tsv")
 STEM_ENDINGS = ("", "_autopick", "_manualpick", "_pick")   # what RELION adds to a micrograph's name
 X_NAMES, Y_NAMES = ("x", "x_coord", "X", "rlnCoordinateX"), ("y", "y_coord", "Y", "rlnCoordinateY")
 SCORE_NAMES, RADIUS_NAMES = ("score", "rlnAutopickFigureOfMerit"), ("radius",)
+CBOX = ("CoordinateX", "CoordinateY", "Width", "Height", "Confidence")   # of block `cryolo`, version 1.0
+CBOX_BESIDES = {"CoordinateZ": "<NA>", "Depth": "1", "EstWidth": "<NA>", "EstHeight": "<NA>", "NumBoxes": "<NA>",
+                "Angle": "<NA>"}   # what crYOLO expects and pictures of one layer without estimated sizes do not have
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,11 @@ class Coordinates:
 
 
 def read_coordinates(path, *, upwards=None):
-    """Coordinates of one micrograph from a .star, .box, .csv or .tsv file; upwards is the height [px] of a micrograph
-    whose y is counted from the last row up. JobError with the row for what is not a number, or no coordinates."""
+    """Coordinates of one micrograph from a .star, .box, .cbox, .csv or .tsv file; upwards is the height [px] of a
+    micrograph whose y is counted from the last row up. JobError with the row for what is not a number, or no
+    coordinates."""
     path = Path(path)
-    readers = {".star": _read_star, ".box": _read_box, ".csv": _read_table, ".tsv": _read_table}
+    readers = {".star": _read_star, ".box": _read_box, ".cbox": _read_cbox, ".csv": _read_table, ".tsv": _read_table}
     if path.suffix not in readers:
         raise JobError(f"{path}: coordinates end in '{path.suffix}'; expected one of {', '.join(SUFFIXES)}; "
                        "convert them")
@@ -66,22 +70,43 @@ def find_coordinates(folder, stem):
     return None
 
 
-def write_coordinates(path, x, y, score, *, box=None):
-    """Write centres float[n] with scores in the format of the suffix; box [px] is needed for .box. Whole or not at
-    all; no centres make a file without rows."""
+def write_coordinates(path, x, y, score, *, box=None, besides=None):
+    """Write centres float[n] with scores in the format of the suffix, whole or not at all; no centres make a file
+    without rows.
+
+    box [px] is needed for .box and .cbox; besides {name: n texts} are more columns of a .csv.
+    """
     path = Path(path)
     if path.suffix == ".star":
-        write_star(path, {"": {"rlnCoordinateX": x, "rlnCoordinateY": y, "rlnAutopickFigureOfMerit": score}})
-        return
-    with written_beside(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
-        if path.suffix == ".box":
-            corners = np.rint(np.stack([x, y], axis=1)).astype(int) - box // 2
-            file.writelines(f"{left}\t{top}\t{box}\t{box}\n" for left, top in corners)
-        elif path.suffix == ".csv":
-            file.write("x,y,score\n")
-            file.writelines(f"{a:.2f},{b:.2f},{c:.6f}\n" for a, b, c in zip(x, y, score))
-        else:
-            raise ValueError(f"no coordinate format for {path.suffix}")
+        nothing = np.zeros(len(x), dtype=int)   # as RELION's own picker writes of picks without a template
+        write_star(path, {"": {"rlnCoordinateX": x, "rlnCoordinateY": y, "rlnClassNumber": nothing,
+                               "rlnAnglePsi": nothing.astype(float), "rlnAutopickFigureOfMerit": score}})
+    elif path.suffix == ".cbox":
+        _write_cbox(path, x, y, score, box)
+    elif path.suffix in (".box", ".csv"):
+        with written_beside(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
+            file.writelines(_box_lines(x, y, box) if path.suffix == ".box" else _csv_lines(x, y, score, besides or {}))
+    else:
+        raise ValueError(f"no coordinate format for {path.suffix}")
+
+
+def _box_lines(x, y, box):
+    corners = np.rint(np.stack([x, y], axis=1)).astype(int) - box // 2
+    return [f"{left}\t{top}\t{box}\t{box}\n" for left, top in corners]
+
+
+def _csv_lines(x, y, score, besides):
+    rows = zip(x, y, score, *besides.values())
+    return [",".join(("x", "y", "score", *besides)) + "\n",
+            *(",".join((f"{a:.2f}", f"{b:.2f}", f"{c:.6f}", *more)) + "\n" for a, b, c, *more in rows)]
+
+
+def _write_cbox(path, x, y, score, box):
+    columns = dict(zip(CBOX, (np.asarray(x) - box / 2, np.asarray(y) - box / 2, np.full(len(x), float(box)),
+                              np.full(len(x), float(box)), score)))
+    columns |= {name: [text] * len(x) for name, text in CBOX_BESIDES.items()}
+    write_star(path, {"global": {"cbox_format_version": "1.0"}, "cryolo": columns,
+                      "cryolo_include": {"slice_index": np.zeros(0)}})
 
 
 def _coordinates(columns):
@@ -112,6 +137,16 @@ def _read_box(path):
         rows.append((left + width // 2, top + height // 2))
     table = np.array(rows, dtype=np.float64).reshape(-1, 2)
     return {"x": table[:, 0], "y": table[:, 1]}
+
+
+def _read_cbox(path):
+    columns = next((block for block in read_star(path).values() if set(CBOX[:4]) <= set(block)), None)
+    if columns is None:
+        raise JobError(f"{path}: found no _CoordinateX, _CoordinateY, _Width and _Height; expected the boxes of crYOLO "
+                       "1.8 or later; export them again")
+    known = {label: _numbers(path, label, columns[label]) for label in CBOX if label in columns}
+    found = {"x": known["CoordinateX"] + known["Width"] / 2, "y": known["CoordinateY"] + known["Height"] / 2}
+    return found | ({"score": known["Confidence"]} if "Confidence" in known else {})
 
 
 def _read_table(path):

@@ -7,7 +7,12 @@ and here it is busy with a micrograph. A file that can be made only once needs n
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
+
+import numpy as np
+
+from vitrea.engine.errors import JobError
 
 PREFIX = ".dealt-"
 
@@ -44,3 +49,51 @@ class Dealer:
             self._comm.Barrier()
             if self._comm.rank == 0:
                 shutil.rmtree(self._taken, ignore_errors=True)
+
+
+def deal_out(work, weights, one, folder, *, progress, stop, comm):
+    """Call one(number) for the numbers in `work` that this rank is given, until all are done or `stop` is asked;
+    weights float[n] are what they cost, about. Collective at its beginning and end.
+
+    Returns the share of the time between these in which each rank was at work, float[size]. Raises, on all ranks, the
+    JobError of any.
+    """
+    begin, busy, mistake = time.perf_counter(), 0.0, None
+    before = np.concatenate([[0.0], np.cumsum(weights)])
+    with Dealer(len(work), folder, comm=comm) as dealer:
+        for place in dealer:
+            if stop.asked() or mistake:   # whoever made a mistake takes what is left, and leaves it
+                continue
+            progress.tell(place, before[place] / max(before[-1], 1e-9))
+            started = time.perf_counter()
+            try:
+                one(work[place])
+            except JobError as error:
+                mistake = str(error)
+            busy += time.perf_counter() - started
+    shares = comm.allgather(busy / max(time.perf_counter() - begin, 1e-9))
+    mistakes = [each for each in comm.allgather(mistake) if each]
+    if mistakes:
+        raise JobError(mistakes[0])
+    return shares
+
+
+def agreed(work, comm):
+    """What `work` gives on rank 0, on all ranks; a JobError there is raised on all."""
+    outcome = None
+    if comm.rank == 0:
+        try:
+            outcome = (work(), None)
+        except JobError as mistake:
+            outcome = (None, str(mistake))
+    result, mistake = comm.bcast(outcome, root=0)
+    if mistake:
+        raise JobError(mistake)
+    return result
+
+
+def largest_first(listed):
+    """(numbers of a MicrographList, the largest file first, so that none is begun late that takes long; their sizes
+    [bytes] by number, 0 of those that are missing)."""
+    sizes = [path.stat().st_size if path.exists() else 0 for path in listed.paths]
+    return sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)), sizes

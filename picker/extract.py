@@ -1,9 +1,12 @@
 """`job: extract`: coordinates and micrographs to particle stacks and a RELION 3.1 STAR file.
 
-One stack for each micrograph, written by the rank that cuts it. A particle is cut around the pixel nearest to its
-centre, brought to mean 0 and deviation 1 outside the particle's circle, turned to bright on dark, and cropped in
-Fourier space. Boxes that leave the micrograph are left out and counted.
+One stack for each micrograph, written by the rank that cuts it, then a line in that rank's manifest, so that a run that
+was stopped goes on by micrograph. A particle is cut around the pixel nearest to its centre, brought to mean 0 and
+deviation 1 outside the particle's circle, turned to bright on dark, and cropped in Fourier space. Boxes that leave the
+micrograph are left out and counted; micrographs that cannot be used, or have another pixel size than their optics
+group, are told and left out.
 """
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,100 +15,139 @@ from threadpoolctl import threadpool_limits
 
 from vitrea.engine.comm import StopRequest
 from vitrea.engine.errors import JobError
-from vitrea.engine.log import NullLog, RunLog
+from vitrea.engine.log import NullLog, RunLog, format_bytes
 from vitrea.engine.stacks import write_stack
 from vitrea.engine.star import write_star
 from vitrea.kernels.micrograph import fourier_crop
 from vitrea.picker.coordinates import SUFFIXES, find_coordinates, read_coordinates
+from vitrea.picker.dealing import agreed, deal_out, largest_first
+from vitrea.picker.memory import extracting
 from vitrea.picker.micrographs import BadMicrographError, list_micrographs
-from vitrea.picker.results import inside
+from vitrea.picker.progress import Progress
+from vitrea.picker.results import add_to_manifest, inside, read_manifests, require_own_files
 
 STACKS, STAR_NAME = "particles", "particles.star"
 CARRIED = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor",
            "rlnCtfMaxResolution", "rlnCtfFigureOfMerit")   # from a micrograph's row to its particles
+# Keys that decide what is cut out; with another value, or other coordinates, a micrograph is cut again.
+DECISIVE = ("pixel_size", "box_size", "scaled_size", "diameter", "invert_contrast", "y_axis", "threshold")
+SAME_PIXEL = 1e-3   # of a pixel size: those of an optics group do not differ by more
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The particles of one micrograph: centres (y, x) px, scores, boxes that left it, pixel size [Å] after cropping;
-    or a problem, for which it was skipped."""
+    """The particles of one micrograph: centres (y, x) px, scores, boxes that left it, pixel size [Å] after cropping."""
 
     centres: np.ndarray
     scores: np.ndarray
     outside: int
     pixel_size: float
-    problem: str = ""
 
 
 def run(options, *, resume, comm):
-    """Extract the particles of the job: "done" or "stopped". Collective. A run that is resumed begins anew.
+    """Extract the particles of the job: "done" or "stopped". Collective; `resume` is not needed, the manifests tell.
 
     Raises JobError for a user's mistake, and if there are no particles at all.
     """
     folder = Path(options.output)
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
         listed = list_micrographs(options.input)
+        work, sizes = agreed(lambda: _open_work(options, listed), comm)
         log.record("start", job="extract", output=str(folder), input=str(options.input), ranks=comm.size,
-                   options=options.as_dict())
-        log.line(f"extract   {folder}   {len(listed):,} micrographs   box {options.box_size} px to "
-                 f"{options.scaled_size or options.box_size} px")
-        mine, mistake = {}, None
-        for number in range(comm.rank, len(listed), comm.size):
-            if stop.asked() or mistake:
-                break
-            try:
-                mine[number] = _extract_one(options, listed, number)
-            except JobError as error:
-                mistake = str(error)
-        mistakes = [each for each in comm.allgather(mistake) if each]
-        if mistakes:
-            raise JobError(mistakes[0])
+                   micrographs=len(listed), options=options.as_dict())
+        log.line(f"extract   {folder}   {len(listed):,} micrographs, {len(listed) - len(work):,} done before   box "
+                 f"{options.box_size} px to {options.scaled_size or options.box_size} px")
+        busy = deal_out(work, [sizes[number] for number in work],
+                        lambda number: _extract_one(options, listed, number, comm.rank), folder, stop=stop, comm=comm,
+                        progress=Progress(log, "extract", len(listed), words="extracted",
+                                          earlier=len(listed) - len(work)))
         if stop.agreed():
             log.tell("stopped", reason=stop.reason)
             return "stopped"
-        cuts = {number: cut for part in comm.allgather(mine) for number, cut in part.items() if cut is not None}
-        _tell(cuts, listed, options, log)
-        tables = _tables(options, listed, cuts)
-        if comm.rank == 0:
-            write_star(folder / STAR_NAME, tables)
-        log.record("done", particles=sum(len(cut.centres) for cut in cuts.values()))
+        log.record("extracted", micrographs=len(work), busy=busy)
+        # Rank 0 writes the table, and has it from the manifests and coordinates, so that nobody else keeps anything.
+        log.record("done", particles=agreed(lambda: _finished(options, listed, log), comm))
         return "done"
 
 
 def check(options):
     """Lines for `vitrea check`."""
     listed = list_micrographs(options.input)
-    found = sum(_coordinates_of(options, name) is not None for name in listed.names)
-    return [f"micrographs {len(listed):,} in {options.input}, {found:,} with coordinates in {options.coordinates}"]
+    found = [path for path in (_coordinates_of(options, name) for name in listed.names) if path]
+    numbers = [len(read_coordinates(path)) for path in found]
+    pixels = (options.scaled_size or options.box_size) ** 2
+    return [f"micrographs {len(listed):,} in {options.input}, {len(found):,} with coordinates in {options.coordinates}",
+            f"particles   {sum(numbers):,} centres at most, as far as their boxes lie inside",
+            f"memory      {format_bytes(extracting(listed, pixels, max(numbers, default=0)))} a rank at most",
+            f"disk        {format_bytes(4 * pixels * sum(numbers))}"]
 
 
 def _open_log(options, comm):
     return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
 
 
-def _extract_one(options, listed, number):
-    """Cut of one micrograph, whose stack is written; None if it has no coordinates."""
-    path = _coordinates_of(options, listed.names[number])
-    if path is None:
-        return None
+def _open_work(options, listed):
+    """(numbers of the micrographs with coordinates that are not done, the largest first; sizes of all [bytes])."""
+    require_own_files(options.input, listed.names)
+    order, sizes = largest_first(listed)
+    results = read_manifests(options.output)
+
+    def wanted(number):
+        path, result = _coordinates_of(options, listed.names[number]), results.get(listed.names[number], {})
+        if path is None:
+            return False
+        done = result.get("bytes") == sizes[number] and result.get("settings") == _settings(options, path)
+        return not (done and ("problem" in result or not result["particles"]
+                              or stack_path(options.output, listed.names[number]).exists()))
+
+    return [number for number in order if wanted(number)], sizes
+
+
+def _settings(options, path):
+    """A text that is another for other coordinates, or another value of what decides what is cut out."""
+    digest = hashlib.sha256(Path(path).read_bytes())
+    digest.update(repr([getattr(options, name) for name in DECISIVE]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _extract_one(options, listed, number, rank):
+    """Write the stack of one micrograph, and a line to the manifest of this rank."""
+    name, path = listed.names[number], listed.paths[number]
+    source = _coordinates_of(options, name)
+    result = {"micrograph": name, "settings": _settings(options, source),
+              "bytes": path.stat().st_size if path.exists() else 0}
     try:
         micrograph = listed.read(number, options.pixel_size)
     except BadMicrographError as problem:
-        return Cut(np.zeros((0, 2)), np.zeros(0), 0, 0.0, str(problem))
-    found = read_coordinates(path, upwards=micrograph.image.shape[0] if options.y_axis == "up" else None)
-    wanted = np.ones(len(found), bool) if options.threshold is None else ~(found.score < options.threshold)
-    centres, scores = found.places[wanted], found.score[wanted]
-    corners = np.rint(centres).astype(int) - options.box_size // 2
-    fits = (corners >= 0).all(axis=1) & (corners + options.box_size <= micrograph.image.shape).all(axis=1)
-    size = options.scaled_size or options.box_size
-    cut = Cut(centres[fits], scores[fits], int((~fits).sum()), micrograph.pixel_size * options.box_size / size)
-    if fits.any():
-        images = cut_particles(micrograph.image, corners[fits], options.box_size, size,
-                               options.diameter / 2 / micrograph.pixel_size, options.invert_contrast)
-        target = stack_path(options.output, listed.names[number])
+        add_to_manifest(options.output, rank, result | {"problem": str(problem)})
+        return
+    result |= {"height": micrograph.image.shape[0], "width": micrograph.image.shape[1],
+               "pixel_size": micrograph.pixel_size}
+    cut = _cut(options, source, result)
+    if len(cut.centres):
+        images = cut_particles(micrograph.image, _corners(cut.centres, options.box_size), options.box_size,
+                               options.scaled_size or options.box_size, options.diameter / 2 / micrograph.pixel_size,
+                               options.invert_contrast)
+        target = stack_path(options.output, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_stack(target, images, cut.pixel_size)
-    return cut
+    add_to_manifest(options.output, rank, result | {"particles": len(cut.centres)})
+
+
+def _cut(options, source, result):
+    """The Cut of a micrograph, from its coordinate file and what the manifest says of its size."""
+    found = read_coordinates(source, upwards=result["height"] if options.y_axis == "up" else None)
+    wanted = np.ones(len(found), bool) if options.threshold is None else ~(found.score < options.threshold)
+    centres, scores = found.places[wanted], found.score[wanted]
+    corners = _corners(centres, options.box_size)
+    shape = (result["height"], result["width"])
+    fits = (corners >= 0).all(axis=1) & (corners + options.box_size <= shape).all(axis=1)
+    scale = options.box_size / (options.scaled_size or options.box_size)
+    return Cut(centres[fits], scores[fits], int((~fits).sum()), result["pixel_size"] * scale)
+
+
+def _corners(centres, box_size):
+    return np.rint(centres).astype(int) - box_size // 2
 
 
 def cut_particles(image, corners, box_size, size, radius, invert):
@@ -142,31 +184,50 @@ def _coordinates_of(options, name):
     return find_coordinates(options.coordinates, Path(name).stem)
 
 
-def _tell(cuts, listed, options, log):
-    """Lines about what was cut; JobError if it is nothing."""
-    for cut in (cuts[number] for number in sorted(cuts)):
-        if cut.problem:
-            log.line(f"skipped   {cut.problem}")
-    total, outside = (sum(values) for values in zip(*((len(cut.centres), cut.outside) for cut in cuts.values()))
-                      ) if cuts else (0, 0)
+def _finished(options, listed, log):
+    """Write particles.star from the manifests and tell of it: the number of particles. JobError if there is none."""
+    results, cuts = read_manifests(options.output), {}
+    for number, name in enumerate(listed.names):
+        source, result = _coordinates_of(options, name), results.get(name, {})
+        if source is None or not result:
+            continue
+        if "problem" in result:
+            log.line(f"skipped   {result['problem']}")
+        else:
+            cuts[number] = _cut(options, source, result)
+    _leave_out_other_pixels(listed, cuts, log)
+    total, outside = sum(len(cut.centres) for cut in cuts.values()), sum(cut.outside for cut in cuts.values())
     if not total:
         raise JobError(f"{options.coordinates}: found no particle whose box of {options.box_size} px lies on one of "
                        f"the {len(listed)} micrographs of {options.input}; expected coordinate files with the "
                        "micrographs' names; check the folder and box_size")
+    write_star(Path(options.output) / STAR_NAME, _tables(options, listed, cuts))
     log.line(f"done   {total:,} particles of {len(cuts)} micrographs   {outside:,} boxes left theirs")
+    return total
+
+
+def _groups(listed):
+    return listed.columns.get("rlnOpticsGroup", np.full(len(listed), "1"))
+
+
+def _leave_out_other_pixels(listed, cuts, log):
+    """Take the cuts out, and tell, whose pixel size is not the one that most of their optics group have."""
+    groups = _groups(listed)
+    for group in dict.fromkeys(groups[number] for number in cuts):
+        sizes = {number: cut.pixel_size for number, cut in cuts.items() if groups[number] == group}
+        usual = float(np.sort(list(sizes.values()))[len(sizes) // 2])
+        for number, size in sizes.items():
+            if abs(size / usual - 1) > SAME_PIXEL:
+                log.line(f"skipped   {listed.paths[number]}: {size:.4g} Å/px after cropping; expected {usual:.4g}, as "
+                         f"most of optics group {group} have; give it an rlnOpticsGroup of its own")
+                del cuts[number]
 
 
 def _tables(options, listed, cuts):
     """The blocks of particles.star: optics groups as the micrographs have them, and the particles in their order."""
-    numbers = [number for number in sorted(cuts) if len(cuts[number].centres)]
-    groups = listed.columns.get("rlnOpticsGroup", np.full(len(listed), "1"))
+    numbers, groups = [number for number in sorted(cuts) if len(cuts[number].centres)], _groups(listed)
     used = list(dict.fromkeys(groups[number] for number in numbers))
     first = {group: next(number for number in numbers if groups[number] == group) for group in used}
-    for number in numbers:
-        group = groups[number]
-        if abs(cuts[number].pixel_size - cuts[first[group]].pixel_size) > 1e-3 * cuts[number].pixel_size:
-            raise JobError(f"{options.input}: {listed.names[number]} and {listed.names[first[group]]} have other pixel "
-                           "sizes in one optics group; expected one for each; give them different rlnOpticsGroup")
     return {"optics": _optics(options, listed, used, [cuts[first[group]].pixel_size for group in used]),
             "particles": _particles(options, listed, cuts, numbers, groups)}
 

@@ -19,6 +19,7 @@ from vitrea.engine.star import read_star
 from vitrea.kernels.micrograph import clip_outliers, even_out, fourier_crop
 
 ALREADY_THERE = 0.98     # of the wanted pixel size: a micrograph with this one is taken as it is
+LEAST_PIXELS = 12   # that a particle must be wide
 LEAST_SIDE = 64   # px of a micrograph; smaller images are something else
 PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 # Share of the pixels with one value from which a micrograph says nothing of a specimen: of the largest value they were
@@ -63,10 +64,15 @@ class Preparation:
         return tuple(max(1, min(n, round(n * pixel_size / self.pixel_size))) for n in shape)
 
     def apply(self, micrograph):
-        """Prepared image float32[h, w] of a Micrograph."""
-        clipped = clip_outliers(micrograph.image)
-        shape = self.shape_of(clipped.shape, micrograph.pixel_size)
-        small = clipped if shape == clipped.shape else fourier_crop(clipped, shape)
+        """Prepared image float32[h, w] of a Micrograph; BadMicrographError if its pixels are too coarse."""
+        diameter = self.window * self.pixel_size / WINDOW_DIAMETERS
+        if micrograph.pixel_size > diameter / LEAST_PIXELS:
+            raise _bad(micrograph.path, f"pixels of {micrograph.pixel_size:.4g} Å", f"at most "
+                       f"{diameter / LEAST_PIXELS:.4g} Å for a particle of {diameter:.4g} Å", "check its pixel size")
+        shape = self.shape_of(micrograph.image.shape, micrograph.pixel_size)
+        small = clip_outliers(micrograph.image)
+        if shape != small.shape:
+            small = fourier_crop(small, shape)
         return even_out(small, self.window)
 
 
@@ -138,6 +144,23 @@ def _require_something(path, image):
 
 def _bad(path, found, expected, remedy):
     return BadMicrographError(f"{path}: {found}; expected {expected}; {remedy}")
+
+
+def read_size(path):
+    """((H, W) [px], pixel size [Å], 0 if the file has none, bytes of a value) as the header says; BadMicrographError
+    for a file without one."""
+    if Path(path).suffix.lower() in PICTURES:
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            with Image.open(path) as picture:
+                return (picture.height, picture.width), 0.0, 4
+        except Exception as error:
+            raise _bad(path, "could not be read", "a TIFF, PNG or JPEG file", "copy or convert it again") from error
+    try:
+        header = read_header(path)
+    except JobError as error:
+        raise BadMicrographError(str(error)) from error
+    return (header.height, header.width), header.pixel_size, header.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class MicrographOptions(JobOptions):
 class PickTrainOptions(MicrographOptions):
     """The keys of `job: pick-train`."""
 
-    coordinates: Path = key("folder with the labelled centres: a .star, .box, .csv or .tsv file for each micrograph, "
-                            "with its name", example=Path("labels"), section="labels")
+    coordinates: Path = key("folder with the labelled centres: a .star, .box, .cbox, .csv or .tsv file for each "
+                            "micrograph, with its name", example=Path("labels"), section="labels")
     negatives: Path | None = key("folder of the same kind with places where no particle is", None,
                                  null_means="background is sampled", section="labels")
     ignore: Path | None = key("folder of .csv files with columns x, y, radius [px]: discs that are not learned from",
@@ -112,6 +112,9 @@ class PickOptions(MicrographOptions):
                                 section="picking")
     eman_box: int | None = key("also write EMAN .box files with boxes of this size", None, unit="px", minimum=1,
                                null_means="no .box files", example=256, section="picking")
+    cryolo_box: int | None = key("also write crYOLO .cbox files with boxes of this size", None, unit="px", minimum=1,
+                                 null_means="no .cbox files", example=256, section="picking")
+    csv: bool = key("also write .csv files with x, y and score", False, section="picking")
     pictures: int = key("pictures of micrographs with their picks, of those a person should look at first", 12,
                         minimum=0, section="picking")
     skip_limit: float = key("fraction of micrographs that may be unusable; more make the job fail", 0.05, minimum=0,
@@ -123,12 +126,18 @@ class PickOptions(MicrographOptions):
                 "threshold and expected_particles are both given; each decides which picks are kept; "
                 "write null for one of them")
 
+    @property
+    def formats(self) -> dict[str, int | None]:
+        """{suffix: box [px]} of the coordinate files that are written besides RELION's."""
+        boxes = {".box": self.eman_box, ".cbox": self.cryolo_box}
+        return {suffix: box for suffix, box in boxes.items() if box} | ({".csv": None} if self.csv else {})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(MicrographOptions):
     """The keys of `job: extract`."""
 
-    coordinates: Path = key("folder with the centres: a .star, .box, .csv or .tsv file for each micrograph",
+    coordinates: Path = key("folder with the centres: a .star, .box, .cbox, .csv or .tsv file for each micrograph",
                             example=Path("picks/first/coordinates"), section="particles")
     box_size: int = key("side of the box that is cut out, in pixels of the micrograph", unit="px", minimum=8,
                         example=256, section="particles")

@@ -5,31 +5,42 @@ candidates/<name>.csv, then a line to its own manifest. Candidates depend on the
 all are scanned, the threshold is settled, and coordinates/<name>.star is written from the candidates, so that another
 threshold needs no other scan. A micrograph that cannot be used is told, skipped and listed.
 """
-import json
+import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
 from vitrea.engine.comm import StopRequest
 from vitrea.engine.errors import JobError
-from vitrea.engine.log import NullLog, RunLog
-from vitrea.kernels.micrograph import SAMPLED
+from vitrea.engine.log import NullLog, RunLog, format_bytes
+from vitrea.engine.star import write_star
+from vitrea.kernels.micrograph import SAMPLED, deviation_ratios
 from vitrea.picker.coordinates import read_coordinates, write_coordinates
-from vitrea.picker.dealing import Dealer
+from vitrea.picker.dealing import agreed, deal_out, largest_first
+from vitrea.picker.memory import picking
 from vitrea.picker.micrographs import BadMicrographError, list_micrographs
 from vitrea.picker.modelfile import read_model
 from vitrea.picker.pictures import draw_looks, draw_run
+from vitrea.picker.progress import Progress
 from vitrea.picker.results import (
-    MANIFEST,
+    add_to_manifest,
     candidates_path,
+    coordinates_path,
     expected_threshold,
     read_manifests,
+    require_own_files,
     write_index,
     write_picks,
 )
+
+SELECTED_NAME = "micrographs.star"
+# Keys that decide what is found on a micrograph; with another value, or another model, it is scanned again.
+DECISIVE = ("pixel_size", "min_distance", "edge_margin", "invert_contrast")
+SAME_PIXEL = 0.02   # of the session's median: pixel sizes that differ by more are told
 
 
 def run(options, *, resume, comm):
@@ -39,24 +50,28 @@ def run(options, *, resume, comm):
     """
     folder = Path(options.output)
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
-        listed, model = _agreed(lambda: (list_micrographs(options.input), read_model(options.model)), comm)
-        order, done = _agreed(lambda: _open_work(listed, folder), comm)
-        _announce(options, listed, model, len(done), log, comm)
-        begin = time.perf_counter()
-        busy = _scan(options, listed, model, [number for number in order if number not in done], stop, comm)
+        listed, model = agreed(lambda: (list_micrographs(options.input), read_model(options.model)), comm)
+        settings = agreed(lambda: _settings(options), comm)
+        work, sizes, done = agreed(lambda: _open_work(listed, folder, settings), comm)
+        _announce(options, listed, model, done, log, comm)
+        scan = Scan(options, listed, model, settings, comm.rank)
+        busy = deal_out(work, [sizes[number] for number in work], scan.one, folder, stop=stop, comm=comm,
+                        progress=Progress(log, "scan", len(listed), words="scanned", earlier=done))
         if stop.agreed():
             log.tell("stopped", reason=stop.reason)
             return "stopped"
-        shares = comm.gather(busy / max(time.perf_counter() - begin, 1e-9), root=0)
-        log.line(f"scanned   ranks busy {' '.join(f'{100 * share:.0f} %' for share in shares or [])}")
-        results = _agreed(lambda: read_manifests(folder), comm)
+        log.line(f"scanned   ranks busy {' '.join(f'{100 * share:.0f} %' for share in busy)}")
+        log.record("scanned", micrographs=len(work), busy=busy)
+        results = agreed(lambda: read_manifests(folder), comm)
         _require_enough(options, listed, results, log)
-        threshold = _agreed(lambda: _settled(options, model, listed, folder), comm)
+        threshold = agreed(lambda: _settled(options, model, listed, folder), comm)
         for number in range(comm.rank, len(listed), comm.size):
-            write_picks(folder, listed.names[number], threshold, options.eman_box)
+            write_picks(folder, listed.names[number], threshold, options.formats)
         comm.Barrier()
-        picks, looks = _agreed(lambda: write_index(folder, listed.names, results, (threshold, model.diameter),
+        picks, looks = agreed(lambda: write_index(folder, listed.names, results, (threshold, model.diameter),
                                                    options.pictures), comm)
+        if comm.rank == 0:
+            _write_selected(folder, listed)
         _draw(options, listed, looks, (threshold, model.diameter), log, comm)
         log.line(f"done   {picks:,} picks above {threshold:.3f} on {len(listed) - len(_skipped(results))} micrographs, "
                  f"{len(_skipped(results))} skipped")
@@ -70,25 +85,12 @@ def check(options):
     missing = sum(not path.exists() for path in listed.paths)
     return [f"micrographs {len(listed):,} in {options.input}" + (f", {missing:,} of them missing" if missing else ""),
             f"model       {model.picker.network.name}, particle {model.diameter:g} Å, scanned at "
-            f"{model.picker.preparation.pixel_size:.3g} Å/px, threshold {model.threshold:.3f}"]
+            f"{model.picker.preparation.pixel_size:.3g} Å/px, threshold {model.threshold:.3f}",
+            f"memory      {format_bytes(picking(listed, model.picker, options.pixel_size))} a rank at most"]
 
 
 def _open_log(options, comm):
     return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
-
-
-def _agreed(work, comm):
-    """What `work` gives on rank 0, on all ranks; a JobError there is raised on all."""
-    outcome = None
-    if comm.rank == 0:
-        try:
-            outcome = (work(), None)
-        except JobError as mistake:
-            outcome = (None, str(mistake))
-    result, mistake = comm.bcast(outcome, root=0)
-    if mistake:
-        raise JobError(mistake)
-    return result
 
 
 def _announce(options, listed, model, done, log, comm):
@@ -96,62 +98,83 @@ def _announce(options, listed, model, done, log, comm):
                micrographs=len(listed), options=options.as_dict())
     log.line(f"pick   {options.output}   {model.picker.network.name} from {options.model}   particle "
              f"{model.diameter:g} Å")
+    distance = options.min_distance or model.picker.distance
+    log.line(f"scanned at {model.picker.preparation.pixel_size:.3g} Å/px   picks at least {distance:.4g} Å apart")
     log.line(f"{len(listed):,} micrographs, {done:,} done before   {comm.size} rank{'s' if comm.size > 1 else ''}")
 
 
 # ---- scanning
 
-def _open_work(listed, folder):
-    """(numbers of the micrographs, the largest file first; those that are done)."""
-    sizes = [path.stat().st_size if path.exists() else 0 for path in listed.paths]
-    order = sorted(range(len(listed)), key=lambda number: (-sizes[number], number))
+def _settings(options):
+    """A text that is another for another model, or another value of what decides what is found."""
+    digest = hashlib.sha256(Path(options.model).read_bytes())
+    digest.update(repr([getattr(options, name) for name in DECISIVE]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _open_work(listed, folder, settings):
+    """(numbers of the micrographs that are to be scanned, the largest file first; sizes of all [bytes]; how many are
+    done)."""
+    require_own_files(folder, listed.names)
+    order, sizes = largest_first(listed)
     results = read_manifests(folder)
-    done = {number for number, name in enumerate(listed.names)
-            if results.get(name, {}).get("bytes") == sizes[number] and (
-                "problem" in results[name] or candidates_path(folder, name).exists())}
-    return order, done
+
+    def done(number):
+        name = listed.names[number]
+        result = results.get(name, {})
+        return (result.get("bytes") == sizes[number] and result.get("settings") == settings
+                and ("problem" in result or candidates_path(folder, name).exists()))
+
+    work = [number for number in order if not done(number)]
+    return work, sizes, len(order) - len(work)
 
 
-def _scan(options, listed, model, work, stop, comm):
-    """Scan what the dealer gives this rank; seconds it was at work. Collective at its beginning and end."""
-    picker = model.picker
-    if options.min_distance:
-        picker = replace(picker, distance=options.min_distance)
-    busy, plans = 0.0, {}
-    with Dealer(len(work), options.output, comm=comm) as dealer:
-        for place in dealer:
-            if stop.asked():
-                break
-            begin = time.perf_counter()
-            _scan_one(options, listed, work[place], picker, plans, comm)
-            busy += time.perf_counter() - begin
-    return busy
+class Scan:
+    """Scans micrographs of a job by number; a plan is kept for micrographs of one shape, which a session's are."""
 
+    def __init__(self, options, listed, model, settings, rank):
+        self._options, self._listed, self._model, self._settings = options, listed, model, settings
+        self._rank, self._plans, self._picker = rank, {}, model.picker
+        if options.min_distance:
+            self._picker = replace(model.picker, distance=options.min_distance)
 
-def _scan_one(options, listed, number, picker, plans, comm):
-    folder, name = Path(options.output), listed.names[number]
-    result = {"micrograph": name, "rank": comm.rank}
-    begin = time.process_time()
-    try:
-        micrograph = listed.read(number, options.pixel_size)
-        prepared = picker.preparation.apply(micrograph)
-        if options.invert_contrast:
+    def one(self, number):
+        """Write the candidates of a micrograph, and a line to the manifest of this rank."""
+        folder, name, path = Path(self._options.output), self._listed.names[number], self._listed.paths[number]
+        result = {"micrograph": name, "rank": self._rank, "settings": self._settings}
+        begin, target = time.process_time(), candidates_path(folder, name)
+        try:
+            micrograph = self._listed.read(number, self._options.pixel_size)
+            picks = self._picks(micrograph)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_coordinates(target, picks.x, picks.y, picks.score, besides=self._besides(picks, micrograph))
+            result |= {"candidates": len(picks), "pixel_size": micrograph.pixel_size, **_grey_values(micrograph.image)}
+        except BadMicrographError as problem:
+            result["problem"] = str(problem)
+            for left in (target, coordinates_path(folder, name)):   # of a run with other settings
+                left.unlink(missing_ok=True)
+        add_to_manifest(folder, self._rank, result | {
+            "bytes": path.stat().st_size if path.exists() else 0, "seconds": time.process_time() - begin})
+
+    def _picks(self, micrograph):
+        prepared = self._picker.preparation.apply(micrograph)
+        if self._options.invert_contrast:
             prepared = -prepared
-        if prepared.shape not in plans:
-            plans.clear()   # one plan at a time: micrographs of a session have one shape
-            plans[prepared.shape] = picker.planned(prepared.shape)
-        picks = picker.pick_prepared(micrograph, prepared, plans[prepared.shape])
-        picks = picks.inside(options.edge_margin / micrograph.pixel_size, micrograph.image.shape)
-        path = candidates_path(folder, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_coordinates(path, picks.x, picks.y, picks.score)
-        result |= {"candidates": len(picks), "pixel_size": micrograph.pixel_size, **_grey_values(micrograph.image)}
-    except BadMicrographError as problem:
-        result["problem"] = str(problem)
-    path = listed.paths[number]
-    result |= {"bytes": path.stat().st_size if path.exists() else 0, "seconds": time.process_time() - begin}
-    with open(folder / MANIFEST.format(rank=comm.rank), "ab", buffering=0) as file:
-        file.write((json.dumps(result) + "\n").encode())
+        if prepared.shape not in self._plans:
+            self._plans.clear()   # one plan at a time
+            self._plans[prepared.shape] = self._picker.planned(prepared.shape)
+        picks = self._picker.pick_prepared(micrograph, prepared, self._plans[prepared.shape])
+        return picks.inside(self._options.edge_margin / micrograph.pixel_size, micrograph.image.shape)
+
+    def _besides(self, picks, micrograph):
+        """What a candidate carries besides its place and score, as columns of texts."""
+        places = np.stack([picks.y, picks.x], axis=1)
+        nearest = (cKDTree(places).query(places, k=2)[0][:, 1] if len(places) > 1 else np.full(len(places), np.inf)
+                   ) * micrograph.pixel_size
+        ratios = deviation_ratios(micrograph.image, places, self._model.diameter / micrograph.pixel_size)
+        return {"edge": [str(int(edge)) for edge in picks.edge],
+                "nearest": [f"{distance:.1f}" if np.isfinite(distance) else "" for distance in nearest],
+                "deviation": [f"{ratio:.3f}" for ratio in ratios]}
 
 
 def _grey_values(image):
@@ -169,6 +192,12 @@ def _require_enough(options, listed, results, log):
     skipped = _skipped(results)
     for result in sorted(skipped, key=lambda result: result["micrograph"]):
         log.line(f"skipped   {result['problem']}")
+    sizes = {result["micrograph"]: result["pixel_size"] for result in results.values() if "pixel_size" in result}
+    usual = float(np.median(list(sizes.values()) or [1.0]))
+    odd = sorted(name for name, size in sizes.items() if abs(size / usual - 1) > SAME_PIXEL)
+    if odd:
+        log.line(f"other pixel sizes   {len(odd):,} micrographs have others than the {usual:.4g} Å/px of most; the "
+                 f"first: {odd[0]}, {sizes[odd[0]]:.4g} Å/px")
     too_many = len(skipped) > 1 and len(skipped) > options.skip_limit * len(listed)
     if too_many or len(skipped) == len(listed):
         raise JobError(f"{options.input}: {len(skipped)} of {len(listed)} micrographs cannot be used; expected at most "
@@ -186,6 +215,14 @@ def _settled(options, model, listed, folder):
     names = [name for name in listed.names if candidates_path(folder, name).exists()]
     scores = np.concatenate([read_coordinates(candidates_path(folder, name)).score for name in names])
     return expected_threshold(scores, len(names), options.expected_particles)
+
+
+def _write_selected(folder, listed):
+    """micrographs.star: the micrographs that were picked, with the columns and optics of the input."""
+    kept = [number for number, name in enumerate(listed.names) if coordinates_path(folder, name).exists()]
+    columns = {label: values[kept] for label, values in listed.columns.items()}
+    columns = columns or {"rlnMicrographName": [listed.names[number] for number in kept]}
+    write_star(folder / SELECTED_NAME, ({"optics": listed.optics} if listed.optics else {}) | {"micrographs": columns})
 
 
 def _draw(options, listed, looks, settled, log, comm):

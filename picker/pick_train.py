@@ -14,11 +14,12 @@ from threadpoolctl import threadpool_limits
 
 from vitrea.engine.comm import StopRequest
 from vitrea.engine.errors import JobError
-from vitrea.engine.log import NullLog, RunLog
+from vitrea.engine.log import NullLog, RunLog, format_bytes
 from vitrea.picker.calibration import Reliability, fit, held_out
 from vitrea.picker.coordinates import find_coordinates, read_coordinates
 from vitrea.picker.evaluate import Counts, Curve, best_threshold, curve, verdicts
 from vitrea.picker.labels import LabelledMicrograph
+from vitrea.picker.memory import training as memory_of_training
 from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparation, list_micrographs
 from vitrea.picker.modelfile import Model, write_model
 from vitrea.picker.network import PRESETS
@@ -110,12 +111,13 @@ def _trained(training, options, name, session, *, comm):
     recipe = replace(recipe, steps=options.steps or recipe.steps)
     diameter = options.diameter / preparation.pixel_size
     digest = digest_of(training, network, diameter, recipe, options.seed)
-    state, losses = session.trainings.begun(name, digest)
+    begun, losses = session.trainings.begun(name, digest)
+    state = begun
     progress = Progress(session.log, "train", recipe.steps, words="step")
-    if state:
-        session.log.line(f"step {state.step}/{recipe.steps}   from the checkpoint")
-        progress.tell(state.step)
-    for state in train(training, network, diameter, recipe, seed=options.seed, comm=comm, begun=state):
+    if begun:
+        session.log.line(f"step {begun.step}/{recipe.steps}   from the checkpoint")
+        progress.tell(begun.step)
+    for state in train(training, network, diameter, recipe, seed=options.seed, comm=comm, begun=begun):
         losses.append(state.loss)
         session.trainings.keep(name, digest, state, losses)
         progress.tell(state.step, besides=f"loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
@@ -174,11 +176,14 @@ def check(options):
     listed = list_micrographs(options.input)
     found = [find_coordinates(options.coordinates, Path(name).stem) for name in listed.names]
     labels = sum(len(read_coordinates(path)) for path in found if path)
-    network = PRESETS[options.network]
+    network, labelled = PRESETS[options.network], [number for number, path in enumerate(found) if path]
+    preparation = Preparation.of(network, options.diameter)
+    needed = memory_of_training(listed, labelled, preparation, options.pixel_size)
     return [f"micrographs {len(listed):,} in {options.input}, {sum(path is not None for path in found):,} with "
             f"coordinates, {labels:,} particles",
             f"network     {network.name}: {network.n_parameters:,} parameters, box {network.box} px of "
-            f"{Preparation.of(network, options.diameter).pixel_size:.3g} Å"]
+            f"{preparation.pixel_size:.3g} Å",
+            f"memory      {format_bytes(needed)} a rank at most"]
 
 
 def _open_log(options, comm):

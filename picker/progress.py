@@ -7,16 +7,17 @@ RECORD_SECONDS, LINE_SECONDS = 1.0, 10.0   # at least between two
 
 
 class Progress:
-    """Tells of `of` pieces of a stage ("train", "scan", "extract"), from when it is made on."""
+    """Tells of `of` pieces of a stage ("train", "scan", "extract"), of which a run before has done `earlier`."""
 
-    def __init__(self, log, stage, of, *, words):
-        self._log, self._stage, self._of, self._words = log, stage, of, words
+    def __init__(self, log, stage, of, *, words, earlier=0):
+        self._log, self._stage, self._of, self._words, self._earlier = log, stage, of, words, earlier
         self._begin, self._from = time.monotonic(), None
         self._recorded = self._told = 0.0
 
     def tell(self, done, share=None, besides=""):
-        """`done` pieces are done, which are this share of all the work (in pieces, if it is not given)."""
+        """`done` pieces are done in this run, which are this share of its work (in pieces, if it is not given)."""
         now, share = time.monotonic() - self._begin, share if share is not None else done / max(self._of, 1)
+        done += self._earlier
         if self._from is None:   # what a run before has done says nothing about the pace of this one
             self._begin, self._from, now = time.monotonic(), share, 0.0
         left = now * (1 - share) / (share - self._from) if share > self._from else None

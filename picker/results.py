@@ -1,7 +1,9 @@
 """The files that `job: pick` leaves, all made from candidates/ and a threshold, so that another needs no other scan.
 
-candidates/<name>.csv keeps every pick above a low floor, manifest-<rank>.jsonl what was met on the way; made from them
-are coordinates/<name>.star, autopick.star (what RELION opens), summary.csv, threshold.json and pictures.
+candidates/<name>.csv keeps every pick above a low floor, with whether it is nearer than half a box to an edge, how far
+the next candidate is [Å], and the grey values' deviation around it over the micrograph's; manifest-<rank>.jsonl keeps
+what was met on the way. Made from them are coordinates/<name>.star, autopick.star (what RELION opens), summary.csv,
+threshold.json and pictures.
 """
 import csv
 import json
@@ -35,6 +37,22 @@ def candidates_path(folder, name):
 def coordinates_path(folder, name):
     """Where the picks of a micrograph are."""
     return Path(folder) / COORDINATES / inside(name).with_suffix(".star")
+
+
+def require_own_files(source, names):
+    """JobError if two micrographs would have their results in one file."""
+    places = {}
+    for name in names:
+        other = places.setdefault(inside(name).with_suffix(""), name)
+        if other != name:
+            raise JobError(f"{source}: {other} and {name} would have their results in one file; expected names that "
+                           "differ in more than their ending and in steps upwards; rename or link one")
+
+
+def add_to_manifest(folder, rank, result):
+    """Append what came of a micrograph, a JSON line, to the manifest of a rank."""
+    with open(Path(folder) / MANIFEST.format(rank=rank), "ab", buffering=0) as file:
+        file.write((json.dumps(result) + "\n").encode())
 
 
 def read_manifests(folder):
@@ -75,8 +93,9 @@ def expected_threshold(scores, n_micrographs, expected):
     return float(np.sort(scores)[::-1][min(wanted, len(scores)) - 1]) if len(scores) and wanted else 1.0
 
 
-def write_picks(folder, name, threshold, eman_box=None, into=COORDINATES):
-    """Write <into>/<name>.star (and .box) from the candidates of a micrograph, those above the threshold.
+def write_picks(folder, name, threshold, formats=None, into=COORDINATES):
+    """Write <into>/<name>.star, and files of other formats {suffix: box [px]}, from the candidates of a micrograph,
+    those above the threshold.
 
     A micrograph that was skipped gets no file; one without picks gets a file without rows.
     """
@@ -87,9 +106,8 @@ def write_picks(folder, name, threshold, eman_box=None, into=COORDINATES):
     found = read_coordinates(source)
     kept = found.score >= threshold
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_coordinates(target, found.x[kept], found.y[kept], found.score[kept])
-    if eman_box:
-        write_coordinates(target.with_suffix(".box"), found.x[kept], found.y[kept], found.score[kept], box=eman_box)
+    for suffix, box in {".star": None, **(formats or {})}.items():
+        write_coordinates(target.with_suffix(suffix), found.x[kept], found.y[kept], found.score[kept], box=box)
 
 
 def write_index(folder, names, results, settled, pictures):

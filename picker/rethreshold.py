@@ -87,7 +87,7 @@ def change_threshold(options, choose, labels=None):
     else:
         scored = _scored(folder, run, results, labels)
         after, counts = _best(scored, before, labels)
-    _replace_coordinates(folder, names, after, options.eman_box)
+    _replace_coordinates(folder, names, after, options.formats)
     total, looks = write_index(folder, listed, results, (after, diameter), options.pictures)
     drawn = _draw(options, names, looks, (after, diameter))
     with RunLog(folder, echo=False) as log:
@@ -168,12 +168,12 @@ def _draw(options, names, looks, settled):
                       *settled)
 
 
-def _replace_coordinates(folder, names, threshold, eman_box):
+def _replace_coordinates(folder, names, threshold, formats):
     """Write coordinates/ anew beside its place, and put it there."""
     for left in (NEW, OLD):   # by a command that was killed
         shutil.rmtree(folder / left, ignore_errors=True)
     for name in names:
-        write_picks(folder, name, threshold, eman_box, into=NEW)
+        write_picks(folder, name, threshold, formats, into=NEW)
     if (folder / COORDINATES).exists():
         (folder / COORDINATES).rename(folder / OLD)
     (folder / NEW).rename(folder / COORDINATES)

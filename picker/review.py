@@ -53,7 +53,7 @@ def _ordered(values, sign=1):
 def _oddness(names, results):
     """{name: (how many robust deviations its grey values are from the session's median, in words)}."""
     worst = {}
-    for key, words in (("mean", "mean grey value"), ("deviation", "contrast")):
+    for key, words in (("mean", "mean grey value"), ("deviation", "contrast"), ("pixel_size", "pixel size [Å]")):
         known = {name: results[name][key] for name in names if results.get(name, {}).get(key) is not None}
         if not known:
             continue

@@ -93,10 +93,21 @@ class DenseScan:
         return total / np.float32(len(rest))
 
     @property
+    def _all_layers(self):
+        first, rest = self._layers
+        return [first, *(layer for layers in rest for layer in layers)]
+
+    @property
+    def bytes(self):
+        """What the plan's buffers take, and `scores` itself."""
+        arrays = (value for layer in self._all_layers for value in vars(layer).values()
+                  if isinstance(value, np.ndarray) and value.base is None)
+        return sum(array.nbytes for array in arrays) + 8 * int(np.prod([-(-n // self.step) for n in self.shape]))
+
+    @property
     def work(self):
         """(operations in products, in transforms) of `scores` for as many tiles as the image's area holds."""
-        first, rest = self._layers
-        layers = [first, *(layer for layers in rest for layer in layers)]
+        layers = self._all_layers
         share = np.prod(self._outputs) / np.prod(self._tile) * len(self._offsets) ** 2
         return tuple(float(share * sum(getattr(layer, name) for layer in layers))
                      for name in ("product_flops", "transform_flops"))

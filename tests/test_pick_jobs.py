@@ -1,31 +1,44 @@
 """pick-train, pick and extract as their user runs them: labels to a stack, on any number of ranks, after any end."""
+import csv
 import json
 import os
 import shutil
 import signal
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
 
+from tests.running import wait_until
 from vitrea.engine.comm import alone
+from vitrea.engine.errors import JobError
 from vitrea.engine.log import NullLog
 from vitrea.engine.particles import read_particles
 from vitrea.engine.stacks import read_images
 from vitrea.engine.star import read_star, write_star
 from vitrea.jobs.cli import main
-from vitrea.picker import pick_train
+from vitrea.jobs.jobfile import read_job
+from vitrea.picker import extract, labels, pick_job, pick_train
 from vitrea.picker.coordinates import read_coordinates, write_coordinates
 from vitrea.picker.evaluate import Counts, count
 from vitrea.picker.extract import cut_particles
+from vitrea.picker.labels import LabelledMicrograph
+from vitrea.picker.micrographs import list_micrographs
 from vitrea.picker.modelfile import read_model
+from vitrea.picker.network import PRESETS
+from vitrea.picker.training import start
+from vitrea.picker.trainings import Trainings, digest_of
 
 PIXEL, DIAMETER, HEIGHT, WIDTH = 6.0, 150.0, 280, 340
 TRAIN = ["job: pick-train", "input: mics/train*.mrc", "output: training", "coordinates: labels",
          f"diameter: {DIAMETER}", "steps: 45", "holdout: 0.4"]
 PICK = ["job: pick", "input: mics/t*.mrc", "output: picked", "model: training/model.npz", "eman_box: 40",
-        "skip_limit: 0.5"]
+        "cryolo_box: 41", "csv: true", "skip_limit: 0.5"]
+EXTRACT = ["job: extract", "input: mics/t*.mrc", "output: particles", "coordinates: labels", "box_size: 40",
+           "scaled_size: 24", f"diameter: {DIAMETER}"]
 
 
 def write_micrograph(folder, name, seed, n=14):
@@ -97,12 +110,15 @@ def test_from_labels_to_a_stack_for_classification(work, capsys):
     assert len(read_coordinates(work / "picked" / "coordinates" / "mics" / "test3.star")) <= 1
     index = read_star(work / "picked" / "autopick.star")["coordinate_files"]
     assert index["rlnMicrographName"].tolist()[0] == "mics/test1.mrc"
-    boxes = read_coordinates(work / "picked" / "coordinates" / "mics" / "test1.box").places
-    stars = read_coordinates(work / "picked" / "coordinates" / "mics" / "test1.star").places
-    assert np.abs(boxes - stars).max() <= 0.5
-    extract = ["job: extract", "input: mics/t*.mrc", "output: particles", "coordinates: picked/coordinates",
-               "box_size: 40", "scaled_size: 24", f"diameter: {DIAMETER}"]
-    assert main(["run", write_job(work, "extract.yaml", extract)]) == 0
+    stars = read_coordinates(work / "picked" / "coordinates" / "mics" / "test1.star")
+    for suffix, error in ((".box", 0.5), (".cbox", 1e-4), (".csv", 0.006)):
+        found = read_coordinates(work / "picked" / "coordinates" / "mics" / f"test1{suffix}")
+        assert np.abs(found.places - stars.places).max() <= error
+        if suffix != ".box":
+            np.testing.assert_allclose(found.score, stars.score, atol=1e-6)
+    selected = read_star(work / "picked" / "micrographs.star")["micrographs"]["rlnMicrographName"]
+    assert selected.tolist() == index["rlnMicrographName"].tolist()
+    assert main(["run", write_job(work, "extract.yaml", EXTRACT), "--set", "coordinates=picked/coordinates"]) == 0
     table = read_particles(work / "particles" / "particles.star")
     assert table.optics[0].pixel_size == pytest.approx(PIXEL * 40 / 24)
     images = read_images(table, np.arange(len(table)))
@@ -134,20 +150,93 @@ def test_in_cross_validation_no_network_scores_what_it_was_trained_on(monkeypatc
     assert all(each not in seen and len(seen) in (2, 3) for each, seen in found)
 
 
-def test_any_number_of_ranks_writes_the_same_bytes(work, launch):
-    write_job(work, "pick.yaml", PICK)
-    write_job(work, "train.yaml", [*TRAIN[:-2], "steps: 3", "holdout: 0"])
-    for ranks in (1, 2, 3):
-        for job in ("train", "pick"):
-            words = ("-m", "vitrea.jobs", "run", f"{job}.yaml", "--set", f"output={job}{ranks}")
-            ended = launch(ranks, *words, folder=work)
-            assert ended.returncode == 0, ended.stdout + ended.stderr
-    for ranks in (2, 3):
-        assert (work / f"train{ranks}" / "model.npz").read_bytes() == (work / "train1" / "model.npz").read_bytes()
-        for path in sorted((work / "pick1").rglob("mics/*")):
-            other = work / f"pick{ranks}" / path.relative_to(work / "pick1")
-            assert other.read_bytes() == path.read_bytes(), path
-        assert (work / f"pick{ranks}" / "summary.csv").read_bytes() == (work / "pick1" / "summary.csv").read_bytes()
+# What is accepted hardly matters here, and a network of few steps is not sure of anything.
+RECURSE = ["job: recurse", *TRAIN[1:-2], "steps: 3", "holdout: 0.4", "unlabelled: mics/test*.mrc", "accept: 0.001",
+           "reject: 0", "rounds: 2"]
+JOBS = {"train": [*TRAIN[:-2], "steps: 3", "holdout: 0"], "pick": PICK, "extract": EXTRACT, "recurse": RECURSE}
+# Fewer decoys than a training that should learn has: they take longer to make than these few steps.
+FEW = "from vitrea.picker import labels; labels.DECOY_AREA = 20\n"
+SEVERAL = FEW + """import sys
+from vitrea.jobs.cli import main
+sys.exit(max(main(["run", f"{job}.yaml", "--set", f"output={job}{sys.argv[1]}"]) for job in sys.argv[2:]))
+"""
+
+
+def test_any_number_of_ranks_writes_the_same_bytes(work, launch, monkeypatch):
+    monkeypatch.setattr(labels, "DECOY_AREA", 20)
+    for job, lines in JOBS.items():
+        write_job(work, f"{job}.yaml", lines)
+        assert main(["run", f"{job}.yaml", "--set", f"output={job}1"]) == 0
+    for ranks in (2, 4):
+        ended = launch(ranks, "-c", SEVERAL, str(ranks), *JOBS, folder=work)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        for job, names in {"train": ["model.npz"], "pick": ["summary.csv", "mics/*"], "extract": ["mics/*.mrcs"],
+                           "recurse": ["model.npz", "rounds.csv", "round*/accepted/*"]}.items():
+            paths = sorted(path for name in names for path in (work / f"{job}1").rglob(name) if path.is_file())
+            assert len(paths) >= {"train": 1, "pick": 13, "extract": 5, "recurse": 5}[job]
+            for path in paths:
+                other = work / f"{job}{ranks}" / path.relative_to(work / f"{job}1")
+                assert other.read_bytes() == path.read_bytes(), path
+        table, other = (read_star(work / f"extract{n}" / "particles.star")["particles"] for n in (1, ranks))
+        for label in set(table) - {"rlnImageName"}:
+            np.testing.assert_array_equal(other[label], table[label])
+
+
+BEGIN_SLOWLY = FEW + """import sys
+from vitrea.picker import progress, trainings
+trainings.CHECKPOINT_SECONDS = progress.RECORD_SECONDS = 0.0
+from vitrea.jobs.cli import main
+main(["run", sys.argv[1]])
+"""
+
+
+RESUME = FEW + """import sys
+from vitrea.jobs.cli import main
+sys.exit(main(["resume", sys.argv[1]]))
+"""
+
+
+def test_a_training_that_is_killed_goes_on_to_the_same_bits_on_other_ranks(work, begin, launch, monkeypatch):
+    monkeypatch.setattr(labels, "DECOY_AREA", 20)
+    write_job(work, "train.yaml", [*TRAIN[:-2], "steps: 25", "holdout: 0", "folds: 2"])
+    assert main(["run", "train.yaml", "--set", "output=whole"]) == 0
+    write_job(work, "killed.yaml", [*TRAIN[:2], "output: killed", *TRAIN[3:-2], "steps: 25", "holdout: 0", "folds: 2"])
+    running, told = begin(0, "-c", BEGIN_SLOWLY, "killed.yaml", folder=work), work / "killed" / "run.out"
+    # Within the second training: the first has ended, and must not be done again.
+    wait_until(lambda: told.exists() and "network 1 of 2" in told.read_text(), running)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    before = len(told.read_text().splitlines())
+    ended = launch(2, "-c", RESUME, "killed", folder=work)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (work / "killed" / "model.npz").read_bytes() == (work / "whole" / "model.npz").read_bytes()
+    assert "step 25/25   from the checkpoint" in "\n".join(told.read_text().splitlines()[before:])
+
+
+def test_a_checkpoint_of_another_training_is_not_used(tmp_path):
+    network, recipe = PRESETS["vitrea"], pick_train.DEFAULT
+
+    def digest(moved=0.0, seed=0):
+        labelled = [LabelledMicrograph(np.zeros((70, 80), np.float32), np.ones((1, 2)) + moved)]
+        return digest_of(labelled, network, 32.0, recipe, seed)
+
+    one = digest()
+    assert one == digest()
+    assert one not in (digest(moved=1e-6), digest(seed=1))
+    kept = Trainings(tmp_path, resume=False, comm=alone())
+    state = replace(start(network, 0), step=3, loss=0.5)
+    kept.keep("all", one, state, [0.7, 0.6, 0.5])
+    kept.write()
+    again = Trainings(tmp_path, resume=True, comm=alone())
+    assert again.begun("all", "another") == (None, [])
+    found, losses = again.begun("all", one)
+    assert (found.step, found.loss, losses) == (3, 0.5, [0.7, 0.6, 0.5])
+    for name, values in state.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], values)
+        np.testing.assert_array_equal(found.moments[1][name], state.moments[1][name])
+    (tmp_path / "checkpoint.h5").write_bytes((tmp_path / "checkpoint.h5").read_bytes()[:-3])
+    with pytest.raises(JobError, match="cannot be read as a checkpoint"):
+        Trainings(tmp_path, resume=True, comm=alone())
 
 
 def test_a_run_that_is_killed_goes_on_by_micrograph(work, begin, launch):
@@ -177,22 +266,80 @@ def test_a_run_that_is_killed_goes_on_by_micrograph(work, begin, launch):
         assert (work / "picked" / path.relative_to(work / "whole")).read_bytes() == path.read_bytes()
 
 
+def test_an_extraction_that_was_cut_short_goes_on_by_micrograph(work):
+    options = read_job(Path(write_job(work, "extract.yaml", EXTRACT))).options
+    options.output.mkdir()
+    assert extract.run(options, resume=False, comm=alone()) == "done"
+    expected = {path: path.read_bytes() for path in options.output.rglob("*.*") if path.suffix in (".mrcs", ".star")}
+    stacks = {path: path.stat().st_mtime_ns for path in expected if path.suffix == ".mrcs"}
+    manifest = options.output / "manifest-0.jsonl"
+    lines = manifest.read_text().splitlines(keepends=True)
+    assert len(lines) == 6
+    manifest.write_text("".join(lines[:3]) + lines[3][:20])
+    lost = work / "particles" / "particles" / json.loads(lines[0])["micrograph"]
+    lost.with_suffix(".mrcs").unlink()
+    assert extract.run(options, resume=True, comm=alone()) == "done"
+    assert {path: path.read_bytes() for path in expected} == expected
+    assert sum(path.stat().st_mtime_ns == at for path, at in stacks.items()) == 2
+
+
+def test_another_model_or_key_scans_again_and_the_same_ones_do_not(work):
+    options = read_job(Path(write_job(work, "pick.yaml", [*PICK, "pictures: 0"]))).options
+    options = replace(options, input=Path("mics/test*.mrc"))
+    options.output.mkdir()
+    scanned = []
+    for changed in (options, options, replace(options, min_distance=200.0)):
+        assert pick_job.run(changed, resume=False, comm=alone()) == "done"
+        scanned.append(len((work / "picked" / "manifest-0.jsonl").read_text().splitlines()))
+    assert scanned == [3, 3, 6]
+    with open(work / "picked" / "candidates" / "mics" / "test1.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 5
+    assert min(float(row["nearest"]) for row in rows) >= 200
+    assert {row["edge"] for row in rows} <= {"0", "1"}
+    assert 0.5 < np.median([float(row["deviation"]) for row in rows]) < 2
+    (work / "mics" / "test1.mrc").write_text("nothing")
+    assert pick_job.run(replace(options, skip_limit=1.0), resume=False, comm=alone()) == "done"
+    assert not list((work / "picked").rglob("test1.*")), "nothing of what it was is left"
+
+
+def test_picks_do_not_depend_on_what_was_scanned_before(work):
+    options = read_job(Path(write_job(work, "pick.yaml", PICK))).options
+    listed, model = list_micrographs(options.input), read_model(options.model)
+    with mrcfile.open(work / "mics" / "test2.mrc") as file:
+        other = file.data[40:240, 20:300].copy()   # of another shape, which needs another plan
+    with mrcfile.new(work / "mics" / "train2.mrc", data=other, overwrite=True) as file:
+        file.voxel_size = PIXEL
+    found = []
+    for order in ([0, 1, 4], [4, 0, 1], [1]):
+        scan = pick_job.Scan(replace(options, output=work / f"order{len(found)}"), listed, model, "", 0)
+        for number in order:
+            scan.one(number)
+        path = work / f"order{len(found)}" / "candidates" / Path(listed.names[1]).with_suffix(".csv")
+        found.append(path.read_bytes())
+    assert found[0] == found[1] == found[2]
+
+
 def test_bad_micrographs_are_told_and_skipped_and_change_nothing_for_the_others(work, capsys):
     assert main(["run", write_job(work, "pick.yaml", PICK)]) == 0
     blank = np.full((HEIGHT, WIDTH), 5, np.float32)
     with mrcfile.new(work / "mics" / "tblank.mrc", data=blank) as file:
         file.voxel_size = PIXEL
+    shutil.copy(work / "mics" / "test2.mrc", work / "mics" / "twide.mrc")
+    with mrcfile.open(work / "mics" / "twide.mrc", mode="r+") as file:
+        file.voxel_size = 1.3 * PIXEL
     (work / "mics" / "tshort.mrc").write_bytes((work / "mics" / "test1.mrc").read_bytes()[:9000])
     (work / "mics" / "ttext.mrc").write_text("nothing")
     capsys.readouterr()
     assert main(["run", "pick.yaml", "--set", "output=bad"]) == 0
     said = capsys.readouterr().out
-    for words in ("tblank.mrc: every pixel is 5", "tshort.mrc", "ttext.mrc: found no MRC header", "3 skipped"):
+    for words in ("tblank.mrc: every pixel is 5", "other pixel sizes   1 micrographs have others than the 6 Å/px",
+                  "tshort.mrc", "ttext.mrc: found no MRC header", "3 skipped"):
         assert words in said
     for path in (work / "picked" / "coordinates").rglob("*.star"):
         assert (work / "bad" / path.relative_to(work / "picked")).read_bytes() == path.read_bytes()
     assert main(["run", "pick.yaml", "--set", "output=worse", "skip_limit=0.1"]) == 2
-    assert "3 of 9 micrographs cannot be used" in capsys.readouterr().err
+    assert "3 of 10 micrographs cannot be used" in capsys.readouterr().err
 
 
 def test_the_threshold_is_the_given_one_or_follows_the_expected_number(work):
@@ -214,7 +361,7 @@ def test_contrast_turned_round_is_turned_back(work):
     assert f1_of(work / "picked", ["test1"]) > 0.85
 
 
-def test_a_micrograph_star_gives_pixel_size_optics_and_ctf_to_the_particles(work):
+def test_a_micrograph_star_gives_pixel_size_optics_and_ctf_to_the_particles(work, capsys):
     names = ["mics/test1.mrc", "mics/test2.mrc"]
     write_star(work / "micrographs.star", {
         "optics": {"rlnOpticsGroup": [1, 2], "rlnOpticsGroupName": ["a", "b"], "rlnMicrographPixelSize": [3.0, 4.0],
@@ -228,6 +375,13 @@ def test_a_micrograph_star_gives_pixel_size_optics_and_ctf_to_the_particles(work
     table = read_particles(work / "particles" / "particles.star")
     assert [group.pixel_size for group in table.optics] == [3.0, 4.0]
     assert [group.voltage for group in table.optics] == [200.0, 120.0]
+    # In one optics group the second micrograph is told and left out.
+    blocks = read_star(work / "micrographs.star")
+    blocks["micrographs"] |= {"rlnOpticsGroup": ["1", "1"], "rlnMicrographPixelSize": ["3.0", "4.0"]}
+    write_star(work / "micrographs.star", blocks)
+    assert main(["run", "extract.yaml", "--set", "output=odd"]) == 0
+    assert set(read_star(work / "odd" / "particles.star")["particles"]["rlnMicrographName"]) == {names[1]}
+    assert "test1.mrc: 3 Å/px after cropping; expected 4, as most of optics group 1" in capsys.readouterr().out
     assert sorted(set(table.defocus_u.tolist())) == [10000.0, 20000.0]
     # The centre of a particle is the middle of its box, less the origin.
     one = read_star(work / "particles" / "particles.star")["particles"]
@@ -259,9 +413,7 @@ def test_cutting_is_around_the_middle_and_keeps_the_background_at_one():
      ("extract", "scaled_size=50", "scaled_size is 50 px, more than box_size of 40 px")],
 )
 def test_mistakes_are_told_in_a_sentence(work, capsys, job, change, words):
-    extract = ["job: extract", "input: mics/t*.mrc", "output: particles", "coordinates: labels", "box_size: 40",
-               "diameter: 100"]
-    write_job(work, "job.yaml", {"pick": PICK, "train": TRAIN, "extract": extract}[job])
+    write_job(work, "job.yaml", {"pick": PICK, "train": TRAIN, "extract": EXTRACT}[job])
     assert main(["run", "job.yaml", "--set", change, "output=other"]) == 2
     assert words in capsys.readouterr().err
     assert not (work / "other" / "job.yaml").exists()

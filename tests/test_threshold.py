@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch):
         "job: pick\ninput: mics\noutput: elsewhere\nmodel: m.npz\neman_box: 20\n")
     listed = [*NAMES[:2], "mics/bad.mrc", NAMES[2]]
     for name in listed:
-        write_picks("picked", name, 0.65, 20)
+        write_picks("picked", name, 0.65, {".box": 20})
     write_index("picked", listed, results.read_manifests("picked"), (0.65, 60.0), 2)
     return tmp_path / "picked"
 
