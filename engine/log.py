@@ -8,7 +8,8 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
     start       job, output, input, version, host, process (rank 0's number there), mpi, ranks, nodes, threads,
                 particles, n_classes, box_size [px], pixel_size [Å], voltage [kV], memory_per_rank, memory_at_most,
                 scratch_per_rank [bytes], options
-    progress    iteration, of, stage, fraction 0..1 of the iteration, phase
+    progress    iteration, of, stage, fraction 0..1 of the iteration, phase; of the picker's jobs: iteration and of
+                count the pieces of a stage ("train": steps, "scan" and "extract": micrographs) that are done, eta [s]
     iteration   iteration, of, stage ("minibatch" | "full"), log_likelihood, resolution [Å], pmax, changed (fraction),
                 seconds, e_step and of it coarse, score, posterior, accumulate, m_step, reduce, checkpoint [s], seen
                 (particles of this iteration), rings (used in it), class_sizes [particles], eta [s at most], memory
@@ -20,7 +21,9 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
     resumed     total (iterations of both stages), iteration, of, stage
     stopped     total, iteration, of, stage (none before the first iteration), reason; of a pipeline in_stage, reason
     stage       of a pipeline: stage, number, state ("skip" | "go on" | "begin" | "done"), why, folder, job
-    done        classes, empty, largest, particles, poses_per_core_second, files
+    scanned     micrographs, busy (share of the time that each rank was at work); so extracted
+    done        classes, empty, largest, particles, poses_per_core_second, files; of the picker's jobs: threshold,
+                picks, micrographs, skipped, particles, f1, rounds, best, f, as the job has them
     failed      iteration, phase, rank, ranks, host, message
 """
 
@@ -200,9 +203,11 @@ def format_reseed(record: Record) -> str:
 
 
 def format_done(record: Record) -> str:
-    """`done   50 classes, 3 empty, largest 11,204 (7.6 %)   2.3e7 poses/core-s`"""
-    if record.get("classes") is None:   # not of particles: the run's own lines say what came out
-        return f"done   {_count(record['stages'], 'stage')}" if record.get("stages") else "done"
+    """`done   50 classes, 3 empty, largest 11,204 (7.6 %)   2.3e7 poses/core-s`; without classes, what the job has."""
+    if record.get("classes") is None:   # not of particles
+        parts = [_count(record["stages"], "stage")] if record.get("stages") else []
+        parts += [form.format(record[name]) for name, form in _WITHOUT_CLASSES.items() if record.get(name) is not None]
+        return _COLUMN.join(["done", *parts])
     largest, particles = record.get("largest"), record.get("particles")
     words = f"{_count(record.get('classes'), 'class', 'classes')}, {record.get('empty', 0)} empty"
     if largest is not None and particles:
@@ -244,6 +249,8 @@ def format_bytes(count: float | None) -> str:
 
 
 _COLUMN = "   "
+_WITHOUT_CLASSES = {"picks": "{:,} picks", "particles": "{:,} particles", "threshold": "threshold {:.3f}",
+                    "f1": "F1 {:.3f}", "rounds": "{} rounds", "f": "F {:.3f}", "skipped": "{} skipped"}
 _WORDS: dict[str, Callable[[Record], list[str]]] = {
     "start": format_start,
     "iteration": lambda record: [(format_cluster_iteration if "temperature" in record else format_iteration)(record)],

@@ -28,7 +28,8 @@ SILENT_SECONDS = 60.0     # a run that writes nothing for this long, or
 SILENT_ITERATIONS = 5.0   # for so many times its last iteration, is said to be silent
 PLAIN_WIDTH = 100         # of a frame that goes to a file or a pipe
 ENDINGS = ("done", "stopped", "failed")
-STAGES = {"minibatch": "mini-batch", "full": "full pass"}
+STAGES = {"minibatch": "mini-batch", "full": "full pass", "train": "step", "scan": "micrograph",
+          "extract": "micrograph"}
 
 Record = Mapping[str, object]
 
@@ -91,9 +92,10 @@ class RunState:
 
     def seconds_left(self, now: datetime) -> float | None:
         """The run's own estimate, less the time since it was made; None if there is none."""
-        if self.ending or self.lost or self.reading() or not self.iterations or self.iterations[-1].get("eta") is None:
+        told = self.progress if self.progress and "eta" in self.progress else (self.iterations or [{}])[-1]
+        if self.ending or self.lost or self.reading() or told.get("eta") is None:
             return None
-        return max(0.0, float(self.iterations[-1]["eta"]) - _age(self.iterations[-1], now))
+        return max(0.0, float(told["eta"]) - _age(told, now))
 
     def silent_for(self, now: datetime) -> float | None:
         """Seconds since the last record, if that is longer than the run's pace lets expect; None otherwise."""
@@ -216,6 +218,8 @@ def _heading(folder: Path, state: RunState) -> Text:
     parts = [str(start["job"])] if start.get("job") else []
     if start.get("particles") is not None:
         parts.append(f"{start['particles']:,} particles")
+    if start.get("micrographs") is not None:
+        parts.append(f"{start['micrographs']:,} micrographs")
     if start.get("n_classes") is not None:
         parts.append(f"{start['n_classes']} classes")
     if start.get("box_size") and start.get("pixel_size"):

@@ -87,6 +87,20 @@ def test_progress_moves_the_bar_within_an_iteration():
     assert state_of().fraction() == 0.0
 
 
+def test_the_pickers_jobs_show_how_far_they_are_and_what_they_came_to():
+    start = record("start", job="pick", micrographs=1200, ranks=2, host="node")
+    scan = record("progress", stage="scan", iteration=300, of=1200, fraction=1.0, eta=90.0)
+    text = drawn(state_of(start, scan))
+    for words in ("runs/a   pick   1,200 micrographs   2 ranks on node", "micrograph 300/1200", "25 %", "0:01:30 left"):
+        assert words in text
+    unknown = record("progress", stage="train", iteration=1, of=500, fraction=1.0, eta=None)
+    assert "step 1/500" in drawn(state_of(start, unknown))
+    assert "time left not known yet" in drawn(state_of(start, unknown))
+    text = drawn(state_of(start, scan, record("done", picks=34567, threshold=0.41, micrographs=1200, skipped=3)))
+    assert "done   34,567 picks   threshold 0.410   3 skipped" in text
+    assert "100 %" in text
+
+
 def test_a_silent_run_is_said_to_be_silent_but_a_slow_one_is_not():
     state = state_of(iteration(6, seconds=2.0))
     assert state.silent_for(NOW + timedelta(seconds=59)) is None
