@@ -24,8 +24,9 @@ from vitrea.engine.cluster import COMPONENTS
 from vitrea.engine.comm import alone
 from vitrea.engine.latent import chain
 from vitrea.engine.manifold import Expectation, Settings, assign
+from vitrea.engine.merging import begin_merged
 from vitrea.engine.starts import analyse, at_random, from_components
-from vitrea.engine.trials import USUAL_STARTS, Trials, most_classes
+from vitrea.engine.trials import MERGED, USUAL_STARTS, Trials, most_classes
 
 JUNK = 0.2
 MOVING, NODES = 1500, 20
@@ -37,15 +38,24 @@ def found_by_the_job(aligned, seed, n_classes, outliers=False):
     """(Trials, the Manifold that is kept) of as many starts as the job makes; n_classes None: to be found."""
     particles, settings, schedule = aligned.particles(HELD_OUT, seed), Settings(outliers=outliers), Schedule()
     components, beta = analyse(particles, COMPONENTS, comm=alone())
+
+    def lattice(size):
+        return chain(size, basis_fraction=1.0, width=0.5)
+
+    def begun(size, number):
+        if number == MERGED:
+            return begin_merged(particles, trials.wide or trials.best, size, LEAST, lattice, settings, comm=alone())
+        start = (at_random(lattice(size), particles.layout, components, beta, seed + abs(number)) if number else
+                 from_components(lattice(size), particles.layout, components, beta))
+        return begin(start, components.eigenvalues[0])
+
     trials = Trials()
-    while (trial := trials.next(n_classes, USUAL_STARTS, LEAST, most_classes(len(particles)))) is not None:
-        size, number = trial
-        lattice = chain(size, basis_fraction=1.0, width=0.5)
-        start = (at_random(lattice, particles.layout, components, beta, seed + number) if number else
-                 from_components(lattice, particles.layout, components, beta))
-        state = fit(particles, begin(start, components.eigenvalues[0]), settings, schedule, comm=alone(),
-                    on_iteration=lambda state, _: state.stage == "settle")
-        trials = trials.after(size, number, state)
+    while (trial := trials.next(n_classes, USUAL_STARTS, LEAST, most_classes(len(particles)), True)) is not None:
+        state = begun(*trial)
+        if state is not None:
+            state = fit(particles, state, settings, schedule, comm=alone(),
+                        on_iteration=lambda state, _: state.stage == "settle")
+        trials = trials.after(trial[0] or (state or trials.best).manifold.n_nodes, trial[1], state)
     return trials, fit(particles, trials.best, settings, schedule, comm=alone()).manifold
 
 

@@ -23,9 +23,10 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.load import read_table
 from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.manifold import Settings
+from vitrea.engine.merging import begin_merged
 from vitrea.engine.plan import machine_room
 from vitrea.engine.posed import PosedGeometry, PosedShard, make_posed_geometry, read_posed
-from vitrea.engine.trials import Trials, most_classes, usual_starts
+from vitrea.engine.trials import MERGED, WIDE, Trials, can_merge, most_classes, n_starts
 from vitrea.engine.window import PoseWindow, make_window
 
 COMPONENTS = 8   # principal components looked at; a start uses as many as its grid has axes
@@ -125,28 +126,53 @@ def sized(options, n_classes):
 def _tried(run, trials, state):
     """Go through the trials, if there are more than one, and finish the best: (Trials, the last State, or that of a
     stop)."""
-    options, n = run.options, run.shard.embedded.n_total
-    most = most_classes(n)
-    can_choose = options.held_out > 0 and options.start != "classes"
-    n_starts = options.starts or (usual_starts(n, options.n_classes or most) if can_choose else 1)
-    bounds = (n_starts, 5 if options.latent == "closed_chain" else 3, most)
-    while (trial := trials.next(options.n_classes, *bounds)) is not None:
-        state = state or replace(start(run, *trial), iteration=trials.iterations)
-        state = _iterate(run, state, trials, only_cool=True)
-        if state.stage == "cool" and not finished(options, trials, state):
-            return trials, state
-        trials = trials.after(*trial, state)
-        run.log.line(f"{trial[0]} classes, start {trial[1] + 1}: held out {trials.judged[-1]:.3f}")
+    options = run.options
+    while (trial := trials.next(*_asked(run))) is not None:
+        state = state or _begun(run, trials, *trial)
+        if state is not None:
+            state = _iterate(run, state, trials, only_cool=True)
+            if state.stage == "cool" and not finished(options, trials, state):
+                return trials, state
+        size = (state or trials.best).manifold.n_nodes
+        trials = trials.after(size, trial[1], state)
+        run.log.line(f"{size} classes, {_told(trial[1])}: " + (
+            f"held out {trials.judged[-1]:.3f}" if state else "no two of them are one"))
         state = None
     if state is None and trials.best is not None:
         state = replace(trials.best, iteration=trials.iterations)
     return trials, _iterate(run, state or start(run, options.n_classes, 0), trials)
 
 
+def _asked(run):
+    """What Trials.next is asked: number of classes, of starts, least and most classes, whether they can be merged."""
+    options, n = run.options, run.shard.embedded.n_total
+    return options.n_classes, n_starts(options, n), least_classes(options), most_classes(n), can_merge(options)
+
+
+def least_classes(options):
+    """The smallest number of classes that is tried."""
+    return 5 if options.latent == "closed_chain" else 3
+
+
+def _begun(run, trials, n_classes, number):
+    """The first State of a trial; None if it would merge classes no two of which are one. Collective."""
+    if number != MERGED:
+        return replace(start(run, n_classes, number), iteration=trials.iterations)
+    settings = Settings(window=run.window, threads=run.options.threads)
+    state = begin_merged(run.shard.embedded, trials.wide or trials.best, n_classes, least_classes(run.options),
+                         lambda n: make_lattice(sized(run.options, n)), settings, comm=run.comm)
+    return None if state is None else replace(state, iteration=trials.iterations)
+
+
+def _told(number):
+    """The start of a trial, for people."""
+    return {MERGED: "merged", WIDE: "to be merged"}.get(number, f"start {number + 1}")
+
+
 def start(run, n_classes, number):
     """The first State: just below the temperature where classes appear, or, from given classes, at the last one.
 
-    number: 0 for the start that the job names; others are random.
+    number: 0 for the start that the job names; others are random, each with its own draw.
     """
     options, embedded = sized(run.options, n_classes), run.shard.embedded
     lattice, layout = make_lattice(options), embedded.layout
@@ -157,7 +183,7 @@ def start(run, n_classes, number):
         return annealing.begin_settled(starts.from_references(lattice, layout, references, beta),
                                        options.temperature)
     if options.start == "random" or number:
-        manifold = starts.at_random(lattice, layout, components, beta, options.seed + number)
+        manifold = starts.at_random(lattice, layout, components, beta, options.seed + abs(number))
     else:
         manifold = starts.from_components(lattice, layout, components, beta)
     return annealing.begin(manifold, critical, options.temperature)
@@ -236,7 +262,8 @@ def _report(run, trials, state, report, seconds):
     run.log.tell("iteration", iteration=state.iteration, of=limit(run.options, trials), stage=report.stage,
                  temperature=report.temperature, log_likelihood=report.log_likelihood, held_out=report.held_out,
                  class_sizes=np.rint(report.class_sizes).astype(int), outliers=report.outliers, seconds=seconds,
-                 eta=_most_left(run, trials, state) * seconds, memory=run.memory, **report.seconds)
+                 eta=(_most_left(run, trials, state) + _trials_left(run, trials, state)) * seconds, memory=run.memory,
+                 **report.seconds)
 
 
 def _most_left(run, trials, state):
@@ -249,6 +276,15 @@ def _most_left(run, trials, state):
         temperatures = np.ceil(np.log(state.manifold.temperature / plan.coldest) / -np.log(plan.cooling)) + 1
         left += int(temperatures) * plan.sweeps * (1 if state.ordered else 2) - state.in_stage + 1
     return min(left, limit(run.options, trials) - state.iteration)
+
+
+def _trials_left(run, trials, state):
+    """Iterations of the trials that come after this one, about: as long as those that have ended, or else as this."""
+    n_classes, starting, *_, merging = _asked(run)
+    if trials.next(*_asked(run)) is None:
+        return 0
+    ended, longest = len(trials.sizes), state.iteration - trials.iterations + _most_left(run, trials, state)
+    return trials.left(n_classes, starting, merging) * (trials.iterations / ended if ended else longest)
 
 
 def _reached(options, trials, state):

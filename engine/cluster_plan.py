@@ -15,7 +15,7 @@ from vitrea.engine.plan import (
 )
 from vitrea.engine.posed import make_posed_geometry, require_poses
 from vitrea.engine.shards import make_blocks
-from vitrea.engine.trials import most_classes
+from vitrea.engine.trials import widest
 from vitrea.engine.window import window_size
 
 POSED_COPIES = 6    # of the class averages at every pose of a window
@@ -53,13 +53,14 @@ class ClusterPlan:
 def plan_cluster(options, table, n_ranks, room=np.inf):
     """ClusterPlan of a cluster job on `n_ranks` that may take `room` bytes each; JobError if it cannot work."""
     require_poses(table)
-    if options.n_classes is None:
-        options = replace(options, n_classes=most_classes(len(table)))
-    return _planned(options, table, n_ranks, room)
+    if options.n_classes is not None:
+        _require_particles(options, table)
+    return _planned(replace(options, n_classes=widest(options, len(table))), table, n_ranks, room)
 
 
 def plan_deep2d(options, table, n_ranks, room=np.inf):
     """ClusterPlan of a deep2d job: the memory is that of the stage that takes more; JobError if it cannot work."""
+    _require_particles(options, table)
     planned = _planned(options, table, n_ranks, room)
     aligning = plan(alignment(options, options.output), table, n_ranks, room)
     return replace(planned, memory_per_rank_bytes=max(planned.memory_per_rank_bytes, aligning.memory_per_rank_bytes))
@@ -72,11 +73,14 @@ def alignment(options, folder):
                              **{name: getattr(options, name) for name in names})
 
 
-def _planned(options, table, n_ranks, room):
+def _require_particles(options, table):
     if options.n_classes > len(table):
         raise JobError(
             f"n_classes: {options.n_classes} classes, but {table.path} holds {len(table)} particles; expected no more "
             "classes than particles; lower n_classes, a hundred particles a class is usual")
+
+
+def _planned(options, table, n_ranks, room):
     geometry = make_posed_geometry(table, options)
     share = -(-len(table) // n_ranks)
     if n_ranks > 1:   # ranks are dealt whole blocks

@@ -25,7 +25,7 @@ from vitrea.engine.particles import read_particles
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star, write_star
 from vitrea.engine.starts import analyse, from_components, from_references
-from vitrea.engine.trials import Trials
+from vitrea.engine.trials import MERGED, WIDE, Trials
 from vitrea.jobs import cli
 from vitrea.kernels.embedding import HalfPlane, shell_power
 
@@ -183,31 +183,52 @@ def test_every_latent_grid_finds_the_views(cluster, stacks, latent, n_classes, a
 
 def test_held_out_particles_choose_the_number_of_classes(cluster, stacks):
     folder = cluster(stacks / "plain" / "truth.star", n_classes="auto", outliers="false", starts=2)
-    assert re.findall(r"(\d+) classes, start (\d)", (folder / "run.out").read_text())[-1] == ("3", "2")
+    told = (folder / "run.out").read_text()
+    assert re.findall(r"(\d+) classes, start (\d)", told)[-1] == ("3", "2")
+    assert "3 classes, merged: no two of them are one" in told
     assert len(mrcfile.read(folder / "run_classes.mrcs")) == 3
     assert compare(stacks / "plain" / "truth.star", folder / "run_data.star").purity > 0.98
 
 
 def test_of_several_starts_the_best_is_kept_and_what_was_tried_is_remembered():
-    def cooled(judgement):
-        state = begin_settled(from_references(latent.free(3), Layout(np.arange(4), np.arange(4)), np.eye(3, 4),
-                                              np.ones(4)))
-        return dataclasses.replace(state, best_held_out=judgement)
-
+    trials = Trials()
+    for judgement in (-3.0, -1.0, -0.5, -2.0):
+        trial = trials.next(7, 3, 3, 100, True)
+        trials = Trials.from_arrays(trials.after(*trial, cooled(judgement)).arrays())
+    assert (trials.sizes, trials.starts) == ((7, 7, 11, 7), (0, 1, WIDE, MERGED))
+    assert trials.best.best_held_out == -1.0, "classes that are only there to be merged are not kept"
+    assert trials.next(7, 3, 3, 100, True) is None
+    assert Trials().next(7, 1, 3, 100, True) is None
     trials = Trials()
     for judgement in (-3.0, -1.0, -2.0):
-        trial = trials.next(7, 3, 3, 100)
-        trials = Trials.from_arrays(trials.after(*trial, cooled(judgement)).arrays())
-    assert (trials.sizes, trials.starts, trials.judged) == ((7, 7, 7), (0, 1, 2), (-3.0, -1.0, -2.0))
+        trials = trials.after(*trials.next(7, 3, 3, 100, False), cooled(judgement))
+    assert (trials.starts, trials.next(7, 3, 3, 100, False)) == ((0, 1, 2), None)
+
+
+def test_classes_to_be_merged_are_remembered_until_they_are():
+    trials = Trials().after(7, 0, cooled(-1.0))
+    trials = Trials.from_arrays(trials.after(11, WIDE, cooled(-0.5)).arrays())
+    assert trials.wide.best_held_out == -0.5
     assert trials.best.best_held_out == -1.0
-    assert trials.next(7, 3, 3, 100) is None
-    assert Trials().next(7, 1, 3, 100) is None
+    trials = Trials.from_arrays(trials.after(7, MERGED, None).arrays())
+    assert (trials.wide, trials.judged[-1], trials.best.best_held_out) == (None, -np.inf, -1.0)
+
+
+def test_a_number_that_is_to_be_found_is_tried_with_other_starts_and_merged():
     trials = Trials()
-    while (trial := trials.next(None, 2, 3, 100)) is not None:
-        trials = trials.after(*trial, cooled(-abs(trial[0] - 10.0) - trial[1]))
-    assert trials.sizes[-1] == 10
-    assert sorted(number for size, number in zip(trials.sizes, trials.starts) if size == 10) == [0, 1]
-    assert sum(trials.starts) == 1
+    while (trial := trials.next(None, 2, 3, 100, True)) is not None:
+        size = trial[0] or 9
+        trials = trials.after(size, trial[1], cooled(-abs(size - 10.0) - max(trial[1], 0)))
+    assert (trials.sizes[-3:], trials.starts[-2:]) == ((10, 10, 9), (1, MERGED))
+    assert trials.sizes[trials.starts.index(1)] == 10
+    assert trials.best.best_held_out == 0.0
+
+
+def cooled(judgement):
+    """A State at the end of its cooling."""
+    state = begin_settled(from_references(latent.free(3), Layout(np.arange(4), np.arange(4)), np.eye(3, 4),
+                                          np.ones(4)))
+    return dataclasses.replace(state, best_held_out=judgement)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
