@@ -92,12 +92,27 @@ def deviation_ratios(image, places, side):
 
     A flat place has a ratio near 0; an edge of carbon, ice or a contaminant one far above 1. NaN where all is flat.
     """
-    step = max(1, int(side // DEVIATION_SAMPLES))
+    step, window = _deviation_grid(side)
     sample = image[::step, ::step].astype(np.float64)
     sample -= sample.mean()
-    window = max(2, round(side / step))
     variance = uniform_filter(np.square(sample), window) - np.square(uniform_filter(sample, window))
     deviation = np.sqrt(np.maximum(variance, 0))
     rows = np.minimum(np.rint(np.asarray(places).reshape(-1, 2) / step).astype(int), np.array(sample.shape) - 1)
     middle = np.median(deviation)
     return deviation[tuple(np.maximum(rows, 0).T)] / middle if middle > 0 else np.full(len(rows), np.nan)
+
+
+def reference_deviation_ratios(image, places, side):
+    """NumPy twin of `deviation_ratios`, window by window."""
+    step, window = _deviation_grid(side)
+    sample = image[::step, ::step].astype(np.float64)
+    padded = np.pad(sample, (window // 2, window - 1 - window // 2), mode="symmetric")
+    deviation = np.lib.stride_tricks.sliding_window_view(padded, (window, window)).std(axis=(2, 3))
+    rows = [np.clip(np.rint(np.asarray(place) / step).astype(int), 0, np.array(sample.shape) - 1) for place in places]
+    return np.array([deviation[tuple(row)] for row in rows]) / np.median(deviation)
+
+
+def _deviation_grid(side):
+    """(distance of the samples, side of the square in samples) for a square of `side` px."""
+    step = max(1, int(side // DEVIATION_SAMPLES))
+    return step, max(2, round(side / step))

@@ -14,7 +14,7 @@ def centres():
     return random.random(30) * WIDTH, random.random(30) * HEIGHT, random.random(30)
 
 
-@pytest.mark.parametrize(("suffix", "error"), [(".star", 1e-5), (".csv", 0.006), (".box", 0.5)])
+@pytest.mark.parametrize(("suffix", "error"), [(".star", 1e-5), (".csv", 0.006), (".box", 0.5), (".cbox", 1e-4)])
 @pytest.mark.parametrize("box", [64, 65])
 def test_centres_survive_every_format(tmp_path, centres, suffix, error, box):
     x, y, score = centres
@@ -47,7 +47,19 @@ def test_a_box_holds_corners_and_the_pixel_in_the_middle_is_the_centre(tmp_path)
     assert (tmp_path / "n.box").read_text() == "10\t20\t65\t65\n"
 
 
-@pytest.mark.parametrize("suffix", [".star", ".box", ".csv"])
+def test_boxes_of_cryolo_hold_lower_corners_with_fractions(tmp_path):
+    (tmp_path / "m.cbox").write_text(
+        "data_global\n\n_cbox_format_version 1.0\n\ndata_cryolo\n\nloop_\n_CoordinateX #1\n_CoordinateY #2\n"
+        "_CoordinateZ #3\n_Width #4\n_Height #5\n_Confidence #6\n10.5 20 <NA> 65 64 0.25\n\ndata_cryolo_include\n\n"
+        "loop_\n_slice_index #1\n")
+    found = read_coordinates(tmp_path / "m.cbox")
+    assert (found.x.tolist(), found.y.tolist(), found.score.tolist()) == ([43.0], [52.0], [0.25])
+    (tmp_path / "old.cbox").write_text("10 20 64 64 0.3\n")
+    with pytest.raises(JobError, match=r"old\.cbox"):
+        read_coordinates(tmp_path / "old.cbox")
+
+
+@pytest.mark.parametrize("suffix", [".star", ".box", ".csv", ".cbox"])
 def test_no_centres_make_a_file_that_reads_as_none(tmp_path, suffix):
     empty = np.zeros(0)
     write_coordinates(tmp_path / f"m{suffix}", empty, empty, empty, box=10)
@@ -75,6 +87,7 @@ def test_tables_of_other_programs_and_names(tmp_path):
      ("m.csv", "a,b\n1,2\n", "m.csv:1: found the columns 'a, b'"), ("m.csv", "", "found the columns ''"),
      ("m.csv", "x,y\n1,2\n3\n", "m.csv:3: found 1 values; expected 2"), ("m.csv", "x,y\n1,two\n", "y holds 'two'"),
      ("m.csv", "x,y\n1,2\n1,nan\n", "row 2: y is nan"), ("m.txt", "1 2", "coordinates end in '.txt'"),
+     ("m.cbox", "data_\n\nloop_\n_rlnImageName #1\n1@a\n", "found no _CoordinateX"),
      ("m.box", None, "could not be read")],
 )
 def test_mistakes_are_told_with_their_row(tmp_path, name, text, words):

@@ -6,8 +6,10 @@ from PIL import Image
 
 from vitrea.kernels.micrograph import (
     clip_outliers,
+    deviation_ratios,
     even_out,
     fourier_crop,
+    reference_deviation_ratios,
     reference_even_out,
     reference_fourier_crop,
 )
@@ -54,6 +56,19 @@ def test_even_out_is_its_twin_and_empty_places_are_zero(window):
     found = even_out(image, window)
     np.testing.assert_allclose(found, reference_even_out(image, window), atol=2e-3)
     assert not found[30:, 35:].any()
+
+
+@pytest.mark.parametrize("side", [9.0, 40.0])
+def test_deviations_around_places_are_their_twin_and_show_what_is_there(side):
+    image = np.random.default_rng(3).normal(100.0, 2.0, size=(150, 211)).astype(np.float32)
+    image[:70, 140:] = 90 + 0.2 * (image[:70, 140:] - 100)   # flat
+    image[100:, 30:80] *= 1 + np.sin(np.arange(50))           # something else
+    places = np.array([[35.0, 175.0], [125.4, 55.0], [60.0, 60.0], [0.0, 0.0], [149.4, 210.4]])
+    found = deviation_ratios(image, places, side)
+    np.testing.assert_allclose(found, reference_deviation_ratios(image, places, side), rtol=1e-6)
+    assert found[0] < 0.5 < found[2] < 2 < found[1]
+    assert np.isnan(deviation_ratios(np.ones((70, 70), np.float32), places[:1], side)).all()
+    assert deviation_ratios(image, np.zeros((0, 2)), side).shape == (0,)
 
 
 def test_outliers_come_back_to_the_limit():
