@@ -21,6 +21,7 @@ from vitrea.engine.manifold import Maximisation
 from vitrea.engine.starts import from_references, put_in_order
 from vitrea.kernels.manifold import group_power
 
+WIDER = 1.5             # times the classes that are wanted: so many find every view, and are merged
 LEAST_VARIANCE = 1e-9   # of class averages on a shell, in units of the noise: a shell without signal
 
 
@@ -112,6 +113,11 @@ def merged(manifold, totals, layout, n_classes=None, least=1):
             break
         classes.join(i, j)
     return classes.averages()
+
+
+def wider(n_classes):
+    """Classes that are found where n_classes are wanted, and merged."""
+    return int(np.ceil(WIDER * n_classes))
 
 
 def begin_merged(particles, found, n_classes, least, make_lattice, settings, *, comm):

@@ -332,8 +332,8 @@ class ClusterOptions(ParticleJobOptions):
                               minimum=0, maximum=10, section="search")
 
     start: str = key("where the class averages begin", "components", choices=START_CHOICES, section="iterations")
-    starts: int | None = key("beginnings tried, the last with classes to spare that are merged; what held-out particles "
-                             "judge best is kept", None, minimum=1,
+    starts: int | None = key("beginnings tried, the last with classes to spare that are merged; what held-out "
+                             "particles judge best is kept", None, minimum=1,
                              null_means="4, or 1 where particles times classes exceed two million",
                              section="iterations")
     temperature: float = key("temperature at which the annealing ends; 1 is the likelihood itself, more is smoother",

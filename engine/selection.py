@@ -9,9 +9,11 @@ import numpy as np
 
 from vitrea.engine.annealing import State, begin, begin_reheated, fit
 from vitrea.engine.latent import chain, free
+from vitrea.engine.merging import begin_merged, wider
 from vitrea.engine.starts import at_random, in_order
 
 COUPLINGS = (0.5, 0.7, 1.0)   # widths of basis functions, in node spacings, from near free to smooth
+SPARE_STARTS = 2   # of more classes than are wanted
 GROWTH = 1.5       # from one number of classes to the next
 WORSE_SIZES = 2    # numbers in a row without a better judgement after which no larger one is tried
 CLOSE = 1.12       # two numbers of classes between which no other is tried
@@ -72,11 +74,15 @@ def best(candidates):
 
 
 def chosen(particles, components, beta, n_classes, settings, schedule, *, comm):
-    """The Candidate judged best of free classes and chains, each with the usual starts, and of the best of these put in
-    order as chains of several couplings. Collective."""
+    """The Candidate judged best of free classes and chains, each with the usual starts, of more free classes merged,
+    and of the best of these put in order as chains of several couplings. Collective."""
     lattices = (free(n_classes), chain(n_classes, basis_fraction=1.0, width=0.7))
     begun = usual_beginnings(lattices, particles.layout, components, beta)
-    first = best(tried(particles, begun, settings, schedule, comm=comm))
+    first = [*tried(particles, begun, settings, schedule, comm=comm)]
+    begun = usual_beginnings((free(wider(n_classes)),), particles.layout, components, beta, SPARE_STARTS)
+    spare = best(tried(particles, begun, settings, schedule, comm=comm))
+    state = begin_merged(particles, spare.state, n_classes, 1, free, settings, comm=comm)
+    first = best([*first, *tried(particles, [(f"{spare.name}, merged", state)], settings, schedule, comm=comm)])
     begun = ordered_beginnings(first, particles.layout, comm=comm)
     return best([first, *tried(particles, begun, settings, schedule, comm=comm)])
 

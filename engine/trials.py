@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vitrea.engine.annealing import State, state_arrays, state_from_arrays
+from vitrea.engine.merging import wider
 from vitrea.engine.selection import next_size
 
 LEAST_MEMBERS, MOST_CLASSES = 20, 1000   # particles a class, where the number of classes is to be found
 USUAL_STARTS, AFFORDED = 4, 2_000_000    # starts, where particles × classes are at most so many
-WIDER = 1.5               # times the classes that are wanted: so many find every view, and are merged
 MERGED, WIDE = -1, -2     # numbers of the start from merged classes, and of that of the classes to be merged
 MERGEABLE = ("chain", "closed_chain", "none")   # latent grids of any number of nodes
 USUAL_SIZES = 10          # trials that finding a number takes, for the time that is left
@@ -94,11 +94,6 @@ class Trials:
 def _state(arrays, prefix):
     own = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
     return state_from_arrays(own) if own else None
-
-
-def wider(n_classes):
-    """Classes that are found where n_classes are wanted, and merged."""
-    return int(np.ceil(WIDER * n_classes))
 
 
 def most_classes(n_particles):
