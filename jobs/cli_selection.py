@@ -1,4 +1,4 @@
-"""Commands for looking at a finished run: `vitrea report`."""
+"""Commands for a finished run: `vitrea report` and `vitrea select`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,36 @@ def add(commands: argparse._SubParsersAction) -> None:
                         "right [px]")
     report.add_argument("--ignore", type=Path, metavar="DIR", help="picks: .csv files with x, y, radius [px], discs in "
                         "which nothing counts")
+    _add_select(commands)
+
+
+def _add_select(commands: argparse._SubParsersAction) -> None:
+    select = command(commands, "select", _select, "write the particles of chosen classes, by rules or by hand",
+                     "vitrea select runs/first --min-resolution 12 --min-particles 100\n"
+                     "  vitrea select runs/first --interactive")
+    add = select.add_argument
+    add("folder", type=Path, metavar="RUN_DIR", help="the run folder")
+    add("--classes", metavar="LIST", help="these classes: numbers and ranges like 1,4,7-9")
+    add("--min-resolution", type=float, metavar="A", help="classes resolved to this or better [Å]")
+    add("--min-particles", type=int, metavar="N", help="classes of at least so many particles")
+    add("--interactive", action="store_true", help="look at the classes and decide, on a page in a browser on this "
+        "machine; rules, or an earlier selection, are where it starts")
+    add("--port", type=int, default=0, metavar="P", help="with --interactive: the port of the page, to reach it "
+        "through ssh -L (default: a free one)")
+    add("--out", type=Path, metavar="DIR", help="folder that the files are written to (default RUN_DIR/selection)")
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    from vitrea.jobs.select import Rules
+    from vitrea.jobs.select_run import interactive, select
+
+    rules = Rules(arguments.classes, arguments.min_resolution, arguments.min_particles)
+    if not (rules or arguments.interactive):
+        raise JobError("select: no rule was given; expected one of --classes, --min-resolution, --min-particles, or "
+                       "--interactive; say which classes go on")
+    if arguments.interactive:
+        return interactive(arguments.folder, rules, arguments.out, arguments.port)
+    return select(arguments.folder, rules, arguments.out)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -1,22 +1,15 @@
 """`vitrea report`, and the report.html at the end of each run: one file that needs no server and no network.
 
-The page is written from the files of the run folder alone, so that it can be made again at any time. It carries its
-style, its script and its pictures; a content security policy with their digests keeps it from loading or running
-anything else, also if a file name in it was chosen to do so.
+The page is written from the files of the run folder alone, so that it can be made again at any time.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.metadata
-import json
 import platform
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from vitrea.engine.errors import JobError
@@ -25,6 +18,7 @@ from vitrea.engine.finished import is_finished, read_finished
 from vitrea.engine.log import LINES_NAME, RECORDS_NAME, format_bytes, format_clock, read_records
 from vitrea.engine.star import read_star
 from vitrea.jobs.jobfile import JOB_NAME, read_job
+from vitrea.jobs.pages import render
 from vitrea.jobs.report_classes import NO_CLASSES, class_page, data_uri, rounded
 from vitrea.jobs.report_course import convergence_plots, flow_table, iterations, size_plots, timing_plots
 from vitrea.jobs.report_section import Section
@@ -51,45 +45,15 @@ def write_report(folder, comparison=None):
     run = read_finished(folder) if is_finished(folder) else None
     entries, shared = class_page(run) if run else ([], NO_CLASSES)
     sections = _sections(folder, job, run, records, comparison)
-    text = render("report.html", ("plots.js", "gallery.js"),
-                  shared | {"plots": {section.id: list(section.plots) for section in sections}},
-                  **_heading(folder, job, records, run), classes=entries, scored=any(e["reasons"] for e in entries),
-                  sections=_index(entries, sections), plot_sections=sections,
-                  warnings=warnings_of(folder, job, run, records))
+    text, _ = render("report.html", ("plots.js", "gallery.js"),
+                     shared | {"plots": {section.id: list(section.plots) for section in sections}},
+                     **_heading(folder, job, records, run), classes=entries, scored=any(e["reasons"] for e in entries),
+                     sections=_index(entries, sections), plot_sections=sections,
+                     warnings=warnings_of(folder, job, run, records))
     path = folder / REPORT_NAME
     with written_beside(path) as beside:
         beside.write_text(text, encoding="utf-8")
     return path
-
-
-def render(template, scripts, page, **values):
-    """The HTML of a template whose only style and scripts are those of templates/, allowed by their digests."""
-    loader = jinja2.PackageLoader("vitrea.jobs", "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
-                                     trim_blocks=True, lstrip_blocks=True)
-    style = _source(environment, "style.css")
-    script = "\n".join(_source(environment, name) for name in scripts)
-    policy = (f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-              "base-uri 'none'; form-action 'none'")
-    marked = jinja2.utils.markupsafe.Markup
-    return environment.get_template(template).render(
-        style=marked(style), script=marked(script), policy=values.pop("policy", policy),
-        page=marked(_script_json(page)),
-        version=importlib.metadata.version("vitrea"), written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        **values)
-
-
-def _script_json(value):
-    """JSON for a script element, which only a `<` could end."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _source(environment, name):
-    return environment.loader.get_source(environment, name)[0]
-
-
-def _digest(text):
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _index(entries, sections):

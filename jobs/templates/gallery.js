@@ -32,7 +32,7 @@ function move(event) {
 
 function facts(one) {
   const rows = [["particles", `${one.size.toLocaleString("en")} (${(100 * one.share).toFixed(1)} %)`], ["resolution", one.resolution ? `${one.resolution.toFixed(1)} Å` : "none"], ...one.facts];
-  return element("dl", {class: "facts"}, ...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  return element("ul", {class: "facts"}, ...rows.map(([name, value]) => element("li", {}, element("span", {class: "name"}, name), " ", element("span", {}, value))));
 }
 function curves(one) {
   const found = [];
