@@ -18,6 +18,10 @@ COMMON = ("input", "output", "experiment", "seed", "checkpoint_minutes")
 LANDSCAPE = ("flat_minimum", "sharp_minimum", "y_f", "y_b", "y_d", "loss_height")
 ENSEMBLE = ("learning_rates", "noise_strengths", "trajectories", "iterations", "start_y", "noise_power",
             *LANDSCAPE)
+DESCENTS = ("learning_rates", "batch_sizes", "repeats", "matched_losses", "learning_time", "replacement")
+BRANCHES = ("branch_times", "children", "horizon")
+DENSE = ("hidden", "per_class")
+TILES = ("coordinates", "diameter", "parts", "tests")
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,21 @@ class Experiment:
 
 
 _HERE = "vitrea.engine.two_valleys_experiments"
+_NETWORKS, _PICKER = "vitrea.engine.network_experiments", "vitrea.picker.network_experiments"
 EXPERIMENTS = {
     "phase_diagram": Experiment("two valleys: who ends in the flat one, and when hopping freezes",
                                 ENSEMBLE, f"{_HERE}:PHASE_DIAGRAM"),
+    "digits_noise": Experiment("a dense network: where descents with noise end, at matched losses",
+                               (*DESCENTS, *DENSE), f"{_NETWORKS}:DIGITS_NOISE"),
+    "digits_branching": Experiment("a dense network: when the valley is decided, by barriers",
+                                   (*DESCENTS, *BRANCHES, *DENSE), f"{_NETWORKS}:DIGITS_BRANCHING"),
+    "digits_starts": Experiment("a dense network: accuracy and noise, over starts and digits",
+                                (*DESCENTS, *DENSE), f"{_NETWORKS}:DIGITS_STARTS"),
+    # Names in a table, imported when they are wanted: the engine itself knows nothing of the picker.
+    "picker_noise": Experiment("the picker's network: as digits_noise, on labelled micrographs",
+                               (*DESCENTS, *TILES), f"{_PICKER}:PICKER_NOISE"),
+    "picker_branching": Experiment("the picker's network: as digits_branching, on micrographs",
+                                   (*DESCENTS, *BRANCHES, *TILES), f"{_PICKER}:PICKER_BRANCHING"),
 }
 
 
@@ -45,7 +61,7 @@ EXPERIMENTS = {
 class DynamicsOptions(JobOptions):
     """The keys of `job: dynamics`."""
 
-    input: Path | None = key("data that an experiment on networks is made with", None,
+    input: Path | None = key("what networks learn: a folder with MNIST's four files, or the picker's micrographs", None,
                              null_means="the digits that come with scikit-learn", example=Path("mnist"),
                              section="experiment")
     output: Path = key("the run folder that is made", example=Path("runs/phases"), section="experiment")
@@ -55,8 +71,8 @@ class DynamicsOptions(JobOptions):
                     section="experiment")
 
     learning_rates: tuple[float, ...] | None = key(
-        "learning rates η, each with every noise strength", None, above=0, null_means="as the paper has them",
-        example=(0.01, 0.03, 0.1), section="valleys")
+        "learning rates η, each with every noise strength or batch size", None, above=0,
+        null_means="as the paper has them", example=(0.01, 0.03, 0.1), section="valleys")
     noise_strengths: tuple[float, ...] | None = key(
         "noise strengths σ: a step's noise has the covariance 2σ H^noise_power", None, minimum=0,
         null_means="as the paper has them", example=(0.01, 0.03, 0.1), section="valleys")
@@ -79,6 +95,35 @@ class DynamicsOptions(JobOptions):
     loss_height: float = key("height that the loss falls by, in units of the barrier's final height", 1.0, minimum=0,
                              section="valleys")
 
+    batch_sizes: tuple[int, ...] | None = key(
+        "samples of a batch, each with every learning rate; of the picker's network, parts of 8 tiles", None, minimum=1,
+        null_means="the experiment's own pairs of rates and sizes", example=(10, 50, 250), section="networks")
+    repeats: int | None = key("descents for each pair of them; parents, where descents branch", None, minimum=1,
+                              null_means="the experiment's own number", example=10, section="networks")
+    learning_time: float = key("learning rate × steps of a descent", 100.0, above=0, section="networks")
+    matched_losses: tuple[float, ...] = key(
+        "training losses to which ends are cooled before they are compared; branches take the largest", (0.005, 0.002),
+        unit="nats", above=0, section="networks")
+    replacement: bool = key("batches are drawn with replacement, not by shuffling", False, section="networks")
+    branch_times: tuple[float, ...] | None = key("learning times at which descents branch, rising", None, minimum=0,
+                                                 null_means="the experiment's own", example=(0, 10, 50),
+                                                 section="networks")
+    children: int = key("branches of a state", 3, minimum=2, section="networks")
+    horizon: float = key("learning time of a branch before it is cooled", 50.0, above=0, section="networks")
+    hidden: tuple[int, ...] | None = key("units of the layers of a dense network", None, minimum=1,
+                                         null_means="32, 32; for MNIST 50, 50", example=(32, 32), section="networks")
+    per_class: int | None = key("images of each digit that are trained on", None, minimum=1,
+                                null_means="50; for MNIST 100", example=50, section="networks")
+    coordinates: Path | None = key("folder of the coordinates of labelled particles, named as the micrographs", None,
+                                   null_means="none: the experiment is not about the picker",
+                                   example=Path("coordinates"), section="networks")
+    diameter: float | None = key("diameter of the picker's particle", None, unit="Å", above=0,
+                                 null_means="none: the experiment is not about the picker", example=200.0,
+                                 section="networks")
+    parts: int = key("parts of 8 tiles that the picker's network learns", 12, minimum=2, section="networks")
+    tests: int = key("tiles, of a third of the micrographs, on which it is tested", 300, minimum=10,
+                     section="networks")
+
     checkpoint_minutes: float = key("time between checkpoints, 0 for one after every round; a stop makes one too", 1.0,
                                     unit="minutes", minimum=0, resumable=True, section="iterations")
 
@@ -88,6 +133,14 @@ class DynamicsOptions(JobOptions):
             if name not in (*COMMON, *taken) and getattr(self, name) != option.default:
                 yield (name,), (f"{self.experiment} does not take {name}; expected a key of this experiment, which are "
                                 f"{', '.join(taken)}; take the line out, or write another experiment")
+        for name in ("input", "coordinates", "diameter"):
+            if "coordinates" in taken and getattr(self, name) is None:
+                yield ("experiment", name), (f"{self.experiment} needs {name}; expected input, coordinates and "
+                                             f"diameter of labelled micrographs; add {name}")
+        times = self.branch_times or (0.0,)
+        if list(times) != sorted(set(times)):
+            yield ("branch_times",), (f"{', '.join(f'{time:g}' for time in times)} do not rise; expected rising "
+                                      "learning times; sort them")
         if "sharp_minimum" in taken and not self.sharp_minimum < self.flat_minimum:
             yield ("sharp_minimum", "flat_minimum"), (
                 "the sharp valley is not nearer to the ridge than the flat one; expected sharp_minimum below "

@@ -4,6 +4,7 @@
 
 All parameters are one flat vector θ float64[P], layer after layer, the weights float[out, in] of a layer before its
 bias float[out], so that lines between two networks, eigenvectors and steps of a descent are plain vector arithmetic.
+Single precision works as well, where θ and the inputs have it.
 """
 from itertools import pairwise
 
