@@ -47,7 +47,7 @@ def write_model(path, model):
     arrays |= {PARAMETER + name: values for name, values in picker.parameters.items()}
     arrays |= {STATISTIC + name: values for name, values in picker.statistics.items()}
     with written_beside(path) as beside, open(beside, "wb") as file:
-        np.savez(file, digest=_digest(arrays), **arrays)
+        np.savez(file, digest=_digest(arrays), **dict(sorted(arrays.items())))
 
 
 def read_model(path):

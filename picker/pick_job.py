@@ -19,7 +19,7 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.log import NullLog, RunLog, format_bytes
 from vitrea.engine.star import write_star
 from vitrea.kernels.micrograph import SAMPLED, deviation_ratios
-from vitrea.picker.coordinates import read_coordinates, write_coordinates
+from vitrea.picker.coordinates import SUFFIXES, read_coordinates, write_coordinates
 from vitrea.picker.dealing import agreed, deal_out, largest_first
 from vitrea.picker.memory import picking
 from vitrea.picker.micrographs import BadMicrographError, list_micrographs
@@ -151,7 +151,8 @@ class Scan:
             result |= {"candidates": len(picks), "pixel_size": micrograph.pixel_size, **_grey_values(micrograph.image)}
         except BadMicrographError as problem:
             result["problem"] = str(problem)
-            for left in (target, coordinates_path(folder, name)):   # of a run with other settings
+            picked = coordinates_path(folder, name)
+            for left in (target, *(picked.with_suffix(suffix) for suffix in SUFFIXES)):   # of a run with other settings
                 left.unlink(missing_ok=True)
         add_to_manifest(folder, self._rank, result | {
             "bytes": path.stat().st_size if path.exists() else 0, "seconds": time.process_time() - begin})

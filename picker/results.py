@@ -51,8 +51,12 @@ def require_own_files(source, names):
 
 def add_to_manifest(folder, rank, result):
     """Append what came of a micrograph, a JSON line, to the manifest of a rank."""
-    with open(Path(folder) / MANIFEST.format(rank=rank), "ab", buffering=0) as file:
-        file.write((json.dumps(result) + "\n").encode())
+    with open(Path(folder) / MANIFEST.format(rank=rank), "a+b", buffering=0) as file:
+        torn = False   # by a kill: the next line must not be joined to what is left
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        file.write(b"\n" * torn + (json.dumps(result) + "\n").encode())
 
 
 def read_manifests(folder):
