@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint docs wheel clean
+.PHONY: help install demo test test-cluster lint docs wheel clean
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -20,7 +20,7 @@ DEMO       = demo
 DEMO_STACK = --n 1500 --views 8 --box 64 --pixel-size 4 --snr 0.1 --seed 1
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## make .venv and install Vitrea with an MPI runtime into it
 
@@ -43,6 +43,9 @@ test: $(STAMP)  ## the whole test suite: everything on 1 rank, the MPI tests on 
 	@echo "== 1 rank";  $(BIN)/python -m pytest -q --with-mpi -n 2 --dist loadfile
 	@echo "== 2 ranks"; $(BIN)/mpiexec -n 2 $(BIN)/python -m pytest -q --only-mpi -m mpi
 	@echo "== 4 ranks"; $(BIN)/mpiexec -n 4 $(BIN)/python -m pytest -q --only-mpi -m mpi
+
+test-cluster: $(STAMP)  ## the tests with a real Slurm, started here; as root, with slurm-wlm and munge installed
+	@VITREA_TEST_CLUSTER=1 $(BIN)/python -m pytest -q tests/cluster
 
 lint: $(STAMP)  ## check the style with ruff
 	@$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """MPI: the communicator, whether the launcher meant it, and how ranks agree to stop. The only module that imports
 mpi4py."""
+import atexit
 import os
 import signal
 import time
@@ -24,6 +25,9 @@ def world():
             f"MPI: no usable MPI library was found ({str(error).splitlines()[0]}); expected the site's MPI on the "
             "library path or an MPI wheel; load the site's module, or 'pip install \"vitrea[mpi]\"'"
         ) from error
+    if not MPI.Is_initialized():   # library_vendor() was asked before
+        MPI.Init_thread()
+        atexit.register(MPI.Finalize)
     check_launcher(MPI.COMM_WORLD.Get_size(), os.environ, MPI.Get_library_version().split("\n")[0])
     return MPI.COMM_WORLD.Dup()
 
@@ -55,6 +59,19 @@ def library_name():
 
     name, version = MPI.get_vendor()
     return f"{name} {'.'.join(map(str, version))}"
+
+
+def library_vendor():
+    """`MPICH`, `Intel MPI`, `Open MPI`: whose library would be used; "" if there is none here. MPI is not started,
+    which login nodes may forbid: for programs that hand work to others only."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        return ""
+    return MPI.get_vendor()[0]
 
 
 def node_count(comm):

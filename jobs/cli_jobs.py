@@ -10,6 +10,7 @@ from vitrea.jobs.cli_bench import BENCH, BENCH_EXAMPLE
 from vitrea.jobs.commandline import DONE, command, load, one_blas_thread, positive
 
 _SET_HELP = "change one key of the job file for this run, e.g. --set n_classes=100; may be given again"
+_STAGE_HELP = "of a pipeline, run this stage only; those before it must be done"
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -29,11 +30,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     run.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
     run.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=_SET_HELP)
 
+    run.add_argument("--stage", metavar="NAME", help=_STAGE_HELP)
+
     resume = command(commands, "resume", _resume, "go on with a run that was stopped, on any number of ranks",
                      "mpiexec -n 4 vitrea resume runs/first --set threads=2")
     resume.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder")
     resume.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
                         help="change a key marked for it in docs/job-keys.md, e.g. --set threads=2")
+    resume.add_argument("--stage", metavar="NAME", help=_STAGE_HELP)
 
     watch = command(commands, "watch", _watch, "watch a run from any terminal: progress, time left, class sizes",
                     "vitrea watch runs/first")
@@ -60,14 +64,14 @@ def _run(arguments: argparse.Namespace) -> int:
     one_blas_thread()
     from vitrea.jobs.run import run
 
-    return run(arguments.job, arguments.set)
+    return run(arguments.job, arguments.set, arguments.stage)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
     one_blas_thread()
     from vitrea.jobs.run import resume
 
-    return resume(arguments.folder, arguments.set)
+    return resume(arguments.folder, arguments.set, arguments.stage)
 
 
 def _watch(arguments: argparse.Namespace) -> int:

@@ -226,7 +226,8 @@ def resolved_notes(version: str, host: str, ranks: int, folder: Path, words: str
     """What a resolved job.yaml says of its origin: version, host, ranks, date (UTC), working directory; and words."""
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     origin = f"vitrea {version} on {host}, {ranks} rank{'s' if ranks > 1 else ''}, {date}"
-    return [origin, f"{_STARTED_IN}{folder}", words]
+    # A folder whose name has an end of line in it would end the comment.
+    return [origin, *([f"{_STARTED_IN}{folder}"] if str(folder).isprintable() else []), words]
 
 
 def started_in(path: Path) -> Path | None:

@@ -51,7 +51,7 @@ RESULTS = {
 }
 
 
-def run(path: Path, overrides: Sequence[str]) -> int:
+def run(path: Path, overrides: Sequence[str], stage: str | None = None) -> int:
     """`vitrea run`: make the run folder, run, tell where the results are; collective under mpiexec."""
     from vitrea.engine.comm import world
 
@@ -59,7 +59,8 @@ def run(path: Path, overrides: Sequence[str]) -> int:
     if on_rank_0(lambda: kind_of_file(path), comm=comm) == PIPELINE:
         from vitrea.jobs import stages
 
-        return stages.run(path, overrides, comm)
+        return stages.run(path, overrides, stage, comm=comm)
+    _require_no_stage(stage)
     job, made = on_rank_0(lambda: _begin(path, overrides, comm.size), comm=comm)
     return end_together(
         lambda: _carry_out(job, False, comm),
@@ -68,7 +69,7 @@ def run(path: Path, overrides: Sequence[str]) -> int:
     )
 
 
-def resume(folder: Path, overrides: Sequence[str]) -> int:
+def resume(folder: Path, overrides: Sequence[str], stage: str | None = None) -> int:
     """`vitrea resume`: go on from the last checkpoint, or from the start if there is none yet."""
     from vitrea.engine.comm import world
 
@@ -76,7 +77,8 @@ def resume(folder: Path, overrides: Sequence[str]) -> int:
     if on_rank_0(lambda: _kind_of_folder(folder), comm=comm) == PIPELINE:
         from vitrea.jobs import stages
 
-        return stages.resume(folder, overrides, comm)
+        return stages.resume(folder, overrides, stage, comm=comm)
+    _require_no_stage(stage)
     job = on_rank_0(lambda: _begin_again(folder, overrides, comm.size), comm=comm)
     if job is None:
         return 0
@@ -86,6 +88,11 @@ def resume(folder: Path, overrides: Sequence[str]) -> int:
         lambda message, mistake: _log_failure(folder, message, comm),
         comm=comm,
     )
+
+
+def _require_no_stage(stage: str | None) -> None:
+    if stage is not None:
+        raise JobError(f"--stage {stage}: this is a single job; expected a pipeline; leave --stage out")
 
 
 def check(path: Path, overrides: Sequence[str], ranks: int) -> int:

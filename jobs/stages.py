@@ -27,14 +27,13 @@ EARLIER = "earlier"
 SKIP, GO_ON, BEGIN = "skip", "go on", "begin"
 
 
-def run(path: Path, overrides: Sequence[str], comm) -> int:
-    """Run the stages of a pipeline file that are not done; collective. The exit code."""
-    pipeline = on_rank_0(lambda: _begun(read_pipeline(path, overrides), comm.size), comm=comm)
-    return end_together(lambda: _stages(pipeline, comm), lambda message, mistake: _failed(pipeline, message, comm),
-                        comm=comm)
+def run(path: Path, overrides: Sequence[str], only: str | None, *, comm) -> int:
+    """Run the stages of a pipeline file that are not done, or `only` this one; collective. The exit code."""
+    pipeline = on_rank_0(lambda: _begun(read_pipeline(path, overrides), only, comm.size), comm=comm)
+    return _together(pipeline, only, comm)
 
 
-def resume(folder: Path, overrides: Sequence[str], comm) -> int:
+def resume(folder: Path, overrides: Sequence[str], only: str | None, *, comm) -> int:
     """Go on with the pipeline of a folder; collective. The exit code."""
     def read() -> Pipeline:
         began = started_in(folder / JOB_NAME)
@@ -43,9 +42,13 @@ def resume(folder: Path, overrides: Sequence[str], comm) -> int:
                            f"expected the same; 'cd {began}' first")
         return read_pipeline(folder / JOB_NAME, overrides)
 
-    pipeline = on_rank_0(lambda: _begun(read(), comm.size), comm=comm)
-    return end_together(lambda: _stages(pipeline, comm), lambda message, mistake: _failed(pipeline, message, comm),
-                        comm=comm)
+    pipeline = on_rank_0(lambda: _begun(read(), only, comm.size), comm=comm)
+    return _together(pipeline, only, comm)
+
+
+def _together(pipeline: Pipeline, only: str | None, comm) -> int:
+    return end_together(lambda: _stages(pipeline, only, comm),
+                        lambda message, mistake: _failed(pipeline, message, comm), comm=comm)
 
 
 def check(path: Path, overrides: Sequence[str], ranks: int) -> list[str]:
@@ -72,9 +75,12 @@ class _Decision:
     moved: Path | None = None
 
 
-def _begun(pipeline: Pipeline, ranks: int) -> Pipeline:
+def _begun(pipeline: Pipeline, only: str | None, ranks: int) -> Pipeline:
     """The pipeline, its folder made and its file written."""
     folder = pipeline.output
+    names = [stage.name for stage in pipeline.stages]
+    if only is not None and only not in names:
+        raise JobError(f"--stage {only}: no stage is called so; expected one of {', '.join(names)}; choose another")
     _require_own(folder)
     jobs_run.make_folder(folder)
     write_pipeline(folder / JOB_NAME, pipeline, resolved_notes(jobs_run.version(), platform.node(), ranks, Path.cwd(),
@@ -89,12 +95,14 @@ def _require_own(folder: Path) -> None:
         jobs_run.require_free(folder)
 
 
-def _stages(pipeline: Pipeline, comm) -> int:
+def _stages(pipeline: Pipeline, only: str | None, comm) -> int:
     with StopRequest(comm=comm) as stop, _open_log(pipeline, comm) as log:
         log.record("start", job=PIPELINE, output=str(pipeline.output), host=platform.node(), ranks=comm.size,
                    process=os.getpid(), stages=[stage.name for stage in pipeline.stages])
         log.line(f"pipeline   {pipeline.output}   {_count(pipeline)}")
         for number, stage in enumerate(pipeline.stages, 1):
+            if only is not None and stage.name != only:
+                continue
             decision = on_rank_0(lambda stage=stage: _decide(pipeline, stage), comm=comm)
             _tell(log, pipeline, number, stage, decision)
             ended = "done" if decision.what == SKIP else _run_stage(stage, decision.what == GO_ON, comm)
@@ -105,14 +113,19 @@ def _stages(pipeline: Pipeline, comm) -> int:
             if decision.what != SKIP:
                 on_rank_0(lambda stage=stage: _settle(pipeline, stage), comm=comm)
                 log.record("stage", stage=stage.name, number=number, state="done")
-        log.tell("done", stages=len(pipeline.stages))
+        log.tell("done", stages=1 if only else len(pipeline.stages))
         _say(comm, [f"  {stage.folder!s:<40} {stage.job.type.summary}" for stage in pipeline.stages])
         return 0
 
 
 def _decide(pipeline: Pipeline, stage: Stage) -> _Decision:
     """What to do about a stage, noted in the ledger before it is done."""
-    known, now = read_ledger(pipeline.output), inputs_of(stage.job)
+    known = read_ledger(pipeline.output)
+    waits = [name for name in _taken_from(stage) if not known.get(name, (None, False))[1]]
+    if waits:
+        raise JobError(f"stage {stage.name}: it takes what stage {waits[0]} makes, which is not done; expected that to "
+                       f"be run before; leave --stage out, or run --stage {waits[0]} first")
+    now = inputs_of(stage.job)
     decision = _decision(pipeline, stage, known.get(stage.name), now)
     if decision.what == SKIP:
         return decision

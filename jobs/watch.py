@@ -53,7 +53,8 @@ class RunState:
         self.ending = record if kind in ENDINGS else None
         if kind == "start":
             self.start, self.progress = record, None
-            self.stages = {str(name): {} for name in record.get("stages") or ()}
+            # Where stages are jobs of their own, each start is one of them, and the others stand as they are.
+            self.stages = {str(name): self.stages.get(str(name), {}) for name in record.get("stages") or ()}
         elif kind == "iteration":
             # A resumed run goes back to its checkpoint and makes some iterations again.
             while self.iterations and _order(self.iterations[-1]) >= _order(record):

@@ -74,7 +74,7 @@ def test_every_command_has_an_example_that_parses():
         for example in re.findall(r"^example:\n +(?:mpiexec -n \d+ )?vitrea (.*)$", parser.epilog or "", re.MULTILINE):
             cli._parser().parse_args(example.split(" > ")[0].split())
             found += 1
-    assert found == 9
+    assert found == 15
 
 
 def all_parsers(parser):
