@@ -194,7 +194,8 @@ def _add_network(parser):
 def _add_scaling(parser):
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY.yaml", help="what to run; vitrea new bench prints a commented one")
-    add("--submit", choices=("slurm", "pbs"), help="write array scripts for a scheduler instead of running here")
+    add("--submit", choices=("slurm", "pbs", "torque"),
+        help="write array scripts for a scheduler instead of running here")
     add("--case", type=int, metavar="I", help="run case I only (what the array scripts do)")
     add("--prepare", action="store_true", help="make the stacks only")
     add("--report", action="store_true", help="tables and plots of what has been measured so far; run nothing")

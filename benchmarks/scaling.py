@@ -4,11 +4,9 @@ Each case leaves one file in cases/, so that array jobs may finish in any order 
 where it stopped.
 """
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
-from string import Template
 from types import SimpleNamespace
 
 from vitrea.benchmarks.launching import observe, worth
@@ -20,11 +18,7 @@ from vitrea.benchmarks.whole import DIAMETER, make_stack
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.options import Classify2dOptions, options_of
-
-TEMPLATES = Path(__file__).with_name("templates")
-ARRAYS = {"slurm": ("SLURM_ARRAY_TASK_ID", False), "pbs": ("PBS_ARRAY_INDEX", True)}   # ranges only?
-PBS_NAME = 15
-SUBMIT = {"slurm": ("sbatch --parsable", "--dependency=afterok:"), "pbs": ("qsub", "-W depend=afterok:")}
+from vitrea.jobs.schedulers import SCHEDULERS, Request, job_name, script, seconds_of
 
 
 def command(arguments):
@@ -149,17 +143,16 @@ def _any_stack(study, found, progress):
 def _submit(study, path, cases, scheduler):
     """Write array scripts, one for each layout, and submit.sh, which hands them in after the stacks are made."""
     scripts = Path(study.output).resolve() / f"submit-{scheduler}"
-    if set(str(scripts)) & set(" \t,;:\"'"):
-        raise JobError(f"output: {scripts} was found; expected a path without blanks, commas and quotes, which "
-                       "directives of schedulers split; choose another folder")
+    write = _Scripts(study, path, scripts, scheduler)
     study.claim()
     scripts.mkdir(parents=True, exist_ok=True)
-    write = _Scripts(study, path, scripts, scheduler)
-    hand_in, after = SUBMIT[scheduler]
-    lines = ["#!/bin/bash", "set -eu", f"cd {shlex.quote(str(scripts))}", f"first=$({hand_in} {write.preparation()})"]
+    dialect = SCHEDULERS[scheduler]
+    lines = ["#!/bin/bash", "set -eu", f"cd {shlex.quote(str(scripts))}",
+             f"first=$({shlex.join(dialect.submit(write.preparation()))})"]
     for ranks, threads in study.layouts:
         numbers = [case.number for case in cases if (case.ranks, case.threads) == (ranks, threads)]
-        lines += [f"{hand_in} {after}$first {name}" for name in write.arrays(ranks, threads, numbers)]
+        lines += [shlex.join(dialect.submit(name, "FIRST")).replace("FIRST", '"$first"')
+                  for name in write.arrays(ranks, threads, numbers)]
     (scripts / "submit.sh").write_text("\n".join(lines) + "\n")
     print(f"{len(cases)} cases in {len(lines) - 4} scripts; look them over, then: bash {scripts / 'submit.sh'}\n"
           f"afterwards: vitrea bench {path} --report")
@@ -167,17 +160,17 @@ def _submit(study, path, cases, scheduler):
 
 
 class _Scripts:
-    """Writes the scripts of a study into a folder from the template of a scheduler."""
+    """Writes the scripts of a study into a folder for a scheduler."""
 
     def __init__(self, study, path, folder, scheduler):
-        self._folder, self._array = folder, ARRAYS[scheduler]
-        directive = {"slurm": "#SBATCH", "pbs": "#PBS"}[scheduler]
-        self._template = Template((TEMPLATES / f"{scheduler}.sh").read_text())
-        self._common = {
-            "time": study.scheduler.time, "setup": study.scheduler.setup.rstrip(),
-            "directives": "\n".join(f"{directive} {each}" for each in study.scheduler.directives),
-            "folder": shlex.quote(os.getcwd()), "study": shlex.quote(str(path)), "output": str(folder),
-            "vitrea": f"{shlex.quote(sys.executable)} -m vitrea.jobs"}    # of this environment, whatever a job's PATH
+        self._folder, self._scheduler, self._study = folder, scheduler, study
+        # of this environment, whatever a job's PATH
+        self._bench = shlex.join([sys.executable, "-m", "vitrea.jobs", "bench", str(path)])
+        try:
+            self._seconds = seconds_of(study.scheduler.time)
+        except ValueError as error:
+            raise JobError(f"scheduler: time is '{study.scheduler.time}'; expected H:MM:SS; write for example "
+                           "01:00:00") from error
 
     def preparation(self):
         """The script that makes the stacks: its name."""
@@ -185,7 +178,8 @@ class _Scripts:
 
     def arrays(self, ranks, threads, numbers):
         """Scripts for the cases `numbers` of a layout: their names. PBS arrays are evenly spaced, of two or more."""
-        variable, spaced = self._array
+        dialect = SCHEDULERS[self._scheduler]
+        spaced = dialect.arrays_are_ranges
         parts = [numbers] if not spaced else _evenly_spaced(numbers)
         names = []
         for i, part in enumerate(parts):
@@ -194,20 +188,16 @@ class _Scripts:
                 names.append(self._write(name, ranks, threads, None, f"--case {part[0]}"))
                 continue
             text = ",".join(map(str, part)) if not spaced else f"{part[0]}-{part[-1]}:{part[1] - part[0]}"
-            names.append(self._write(name, ranks, threads, text, f'--case "${variable}"'))
+            names.append(self._write(name, ranks, threads, text, f'--case "${dialect.array_variable}"'))
         return names
 
     def _write(self, name, ranks, threads, array, option):
-        text = self._template.substitute(self._common, name=_job_name(Path(name).stem), ranks=ranks, threads=threads,
-                                         array=array, option=option, log="%x.out" if array is None else "%x-%a.out")
-        lines = [line for line in text.splitlines() if line and not (array is None and line.endswith("None"))]
-        (self._folder / name).write_text("\n".join(lines) + "\n")
+        request = Request(job_name(Path(name).stem), ranks, threads, self._seconds, exclusive=True, array=array,
+                          directives=self._study.scheduler.directives)
+        text = script(self._scheduler, request, f"{self._bench} {option}", folder=Path.cwd(),
+                      setup=self._study.scheduler.setup)
+        (self._folder / name).write_text(text)
         return name
-
-
-def _job_name(stem):
-    """A name that every scheduler takes: a letter first, at most 15 characters (older PBS)."""
-    return min(f"vitrea-{stem}", stem, key=lambda name: (len(name) > PBS_NAME, -len(name)))[:PBS_NAME]
 
 
 def _evenly_spaced(numbers):

@@ -63,10 +63,10 @@ def test_the_wheel_works_from_another_folder(wheel, tmp_path):
     assert "layouts: [[1, 1]" in ran.stdout
 
 
-def test_the_wheel_holds_the_example_study_and_the_scripts_for_schedulers(wheel):
+def test_the_wheel_holds_the_examples_and_the_scripts_for_schedulers(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("scaling.yaml", "templates/slurm.sh", "templates/pbs.sh"):
-        assert f"vitrea/benchmarks/{name}" in inside, "is it listed in setup.cfg?"
+    for name in ("benchmarks/scaling.yaml", "jobs/templates/batch.sh", "jobs/templates/pipeline.yaml"):
+        assert f"vitrea/{name}" in inside, "is it listed in setup.cfg?"
 
 
 def test_the_wheel_holds_the_pages(wheel):
