@@ -67,7 +67,7 @@ class Preparation:
         """Prepared image float32[h, w] of a Micrograph; BadMicrographError if its pixels are too coarse."""
         diameter = self.window * self.pixel_size / WINDOW_DIAMETERS
         if micrograph.pixel_size > diameter / LEAST_PIXELS:
-            raise _bad(micrograph.path, f"pixels of {micrograph.pixel_size:.4g} Å", f"at most "
+            raise _bad(micrograph.path, f"found pixels of {micrograph.pixel_size:.4g} Å", f"at most "
                        f"{diameter / LEAST_PIXELS:.4g} Å for a particle of {diameter:.4g} Å", "check its pixel size")
         shape = self.shape_of(micrograph.image.shape, micrograph.pixel_size)
         small = clip_outliers(micrograph.image)

@@ -40,6 +40,7 @@ from vitrea.picker.results import (
 SELECTED_NAME = "micrographs.star"
 # Keys that decide what is found on a micrograph; with another value, or another model, it is scanned again.
 DECISIVE = ("pixel_size", "min_distance", "edge_margin", "invert_contrast")
+OFTEN = 3.0         # times as many picks as labels in training, or as few, from which a run is doubtful
 SAME_PIXEL = 0.02   # of the session's median: pixel sizes that differ by more are told
 
 
@@ -73,6 +74,7 @@ def run(options, *, resume, comm):
         if comm.rank == 0:
             _write_selected(folder, listed)
         _draw(options, listed, looks, (threshold, model.diameter), log, comm)
+        _tell_doubt(picks / max(len(listed) - len(_skipped(results)), 1), model.record, log)
         log.line(f"done   {picks:,} picks above {threshold:.3f} on {len(listed) - len(_skipped(results))} micrographs, "
                  f"{len(_skipped(results))} skipped")
         log.record("done", picks=picks, threshold=threshold, micrographs=len(listed), skipped=len(_skipped(results)))
@@ -203,6 +205,14 @@ def _require_enough(options, listed, results, log):
     if too_many or len(skipped) == len(listed):
         raise JobError(f"{options.input}: {len(skipped)} of {len(listed)} micrographs cannot be used; expected at most "
                        f"{100 * options.skip_limit:g} % (skip_limit); the first: {skipped[0]['problem']}")
+
+
+def _tell_doubt(picks, record, log):
+    """A line if there are many more or fewer picks a micrograph than the model had labels."""
+    labels = record.get("labels", 0) / max(record.get("micrographs", 0), 1)
+    if labels and not labels / OFTEN <= picks <= labels * OFTEN:
+        log.line(f"doubtful   {picks:.1f} picks a micrograph, and {labels:.1f} labels a micrograph in training; are "
+                 "pixel size, contrast and threshold right?")
 
 
 # ---- thresholds and pictures

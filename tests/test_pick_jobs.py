@@ -26,7 +26,8 @@ from vitrea.picker.coordinates import read_coordinates, write_coordinates
 from vitrea.picker.evaluate import Counts, count
 from vitrea.picker.extract import cut_particles
 from vitrea.picker.labels import LabelledMicrograph
-from vitrea.picker.micrographs import list_micrographs
+from vitrea.picker.memory import PROCESS
+from vitrea.picker.micrographs import Preparation, list_micrographs
 from vitrea.picker.modelfile import read_model
 from vitrea.picker.network import PRESETS
 from vitrea.picker.training import start
@@ -36,7 +37,7 @@ PIXEL, DIAMETER, HEIGHT, WIDTH = 6.0, 150.0, 280, 340
 TRAIN = ["job: pick-train", "input: mics/train*.mrc", "output: training", "coordinates: labels",
          f"diameter: {DIAMETER}", "steps: 45", "holdout: 0.4"]
 PICK = ["job: pick", "input: mics/t*.mrc", "output: picked", "model: training/model.npz", "eman_box: 40",
-        "cryolo_box: 41", "csv: true", "skip_limit: 0.5"]
+        "cryolo_box: 41", "csv: true", "skip_limit: 0.5", "pictures: 1"]
 EXTRACT = ["job: extract", "input: mics/t*.mrc", "output: particles", "coordinates: labels", "box_size: 40",
            "scaled_size: 24", f"diameter: {DIAMETER}"]
 
@@ -158,18 +159,24 @@ JOBS = {"train": [*TRAIN[:-2], "steps: 3", "holdout: 0"], "pick": PICK, "extract
 FEW = "from vitrea.picker import labels; labels.DECOY_AREA = 20\n"
 SEVERAL = FEW + """import sys
 from vitrea.jobs.cli import main
-sys.exit(max(main(["run", f"{job}.yaml", "--set", f"output={job}{sys.argv[1]}"]) for job in sys.argv[2:]))
+import resource
+ended = max(main(["run", f"{job}.yaml", "--set", f"output={job}{sys.argv[1]}"]) for job in sys.argv[2:])
+print("resident", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(ended)
 """
 
 
 def test_any_number_of_ranks_writes_the_same_bytes(work, launch, monkeypatch):
-    monkeypatch.setattr(labels, "DECOY_AREA", 20)
+    monkeypatch.setattr(labels, "DECOY_AREA", 20, raising=False)
     for job, lines in JOBS.items():
         write_job(work, f"{job}.yaml", lines)
         assert main(["run", f"{job}.yaml", "--set", f"output={job}1"]) == 0
     for ranks in (2, 4):
         ended = launch(ranks, "-c", SEVERAL, str(ranks), *JOBS, folder=work)
         assert ended.returncode == 0, ended.stdout + ended.stderr
+        resident = [1024 * int(line.split()[1]) for line in ended.stdout.splitlines() if line.startswith("resident")]
+        assert len(resident) == ranks
+        assert max(resident) < PROCESS, "what vitrea check announces besides the images"
         for job, names in {"train": ["model.npz"], "pick": ["summary.csv", "mics/*"], "extract": ["mics/*.mrcs"],
                            "recurse": ["model.npz", "rounds.csv", "round*/accepted/*"]}.items():
             paths = sorted(path for name in names for path in (work / f"{job}1").rglob(name) if path.is_file())
@@ -197,10 +204,10 @@ sys.exit(main(["resume", sys.argv[1]]))
 
 
 def test_a_training_that_is_killed_goes_on_to_the_same_bits_on_other_ranks(work, begin, launch, monkeypatch):
-    monkeypatch.setattr(labels, "DECOY_AREA", 20)
-    write_job(work, "train.yaml", [*TRAIN[:-2], "steps: 25", "holdout: 0", "folds: 2"])
+    monkeypatch.setattr(labels, "DECOY_AREA", 20, raising=False)
+    write_job(work, "train.yaml", [*TRAIN[:-2], "steps: 8", "holdout: 0", "folds: 2"])
     assert main(["run", "train.yaml", "--set", "output=whole"]) == 0
-    write_job(work, "killed.yaml", [*TRAIN[:2], "output: killed", *TRAIN[3:-2], "steps: 25", "holdout: 0", "folds: 2"])
+    write_job(work, "killed.yaml", [*TRAIN[:2], "output: killed", *TRAIN[3:-2], "steps: 8", "holdout: 0", "folds: 2"])
     running, told = begin(0, "-c", BEGIN_SLOWLY, "killed.yaml", folder=work), work / "killed" / "run.out"
     # Within the second training: the first has ended, and must not be done again.
     wait_until(lambda: told.exists() and "network 1 of 2" in told.read_text(), running)
@@ -210,7 +217,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits_on_other_ranks(work,
     ended = launch(2, "-c", RESUME, "killed", folder=work)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert (work / "killed" / "model.npz").read_bytes() == (work / "whole" / "model.npz").read_bytes()
-    assert "step 25/25   from the checkpoint" in "\n".join(told.read_text().splitlines()[before:])
+    assert "step 8/8   from the checkpoint" in "\n".join(told.read_text().splitlines()[before:])
 
 
 def test_a_checkpoint_of_another_training_is_not_used(tmp_path):
@@ -266,6 +273,21 @@ def test_a_run_that_is_killed_goes_on_by_micrograph(work, begin, launch):
         assert (work / "picked" / path.relative_to(work / "whole")).read_bytes() == path.read_bytes()
 
 
+def test_labelled_micrographs_that_cannot_be_used_are_told_and_left_out(work):
+    options = read_job(Path(write_job(work, "train.yaml", TRAIN))).options
+    (work / "mics" / "train2.mrc").write_bytes((work / "mics" / "train2.mrc").read_bytes()[:5000])
+    with mrcfile.open(work / "mics" / "train3.mrc", mode="r+") as file:
+        file.voxel_size = 13.0   # a particle of 11.5 px
+    log = NullLog()
+    log.told, log.line = [], lambda text: log.told.append(text)
+    found = pick_train.load_labels(options, Preparation.of(PRESETS["vitrea"], DIAMETER), log, comm=alone())
+    assert len(found) == 1
+    assert len(log.told) == 2
+    assert "train2.mrc" in log.told[0]
+    assert "cut short" in log.told[0]
+    assert "train3.mrc: found pixels of 13 Å; expected at most 12.5 Å for a particle of 150 Å" in log.told[1]
+
+
 def test_an_extraction_that_was_cut_short_goes_on_by_micrograph(work):
     options = read_job(Path(write_job(work, "extract.yaml", EXTRACT))).options
     options.output.mkdir()
@@ -280,11 +302,12 @@ def test_an_extraction_that_was_cut_short_goes_on_by_micrograph(work):
     lost.with_suffix(".mrcs").unlink()
     assert extract.run(options, resume=True, comm=alone()) == "done"
     assert {path: path.read_bytes() for path in expected} == expected
-    assert sum(path.stat().st_mtime_ns == at for path, at in stacks.items()) == 2
+    kept = [json.loads(line)["particles"] > 0 for line in lines[1:3]]
+    assert sum(path.stat().st_mtime_ns == at for path, at in stacks.items()) == sum(kept) >= 1
 
 
 def test_another_model_or_key_scans_again_and_the_same_ones_do_not(work):
-    options = read_job(Path(write_job(work, "pick.yaml", [*PICK, "pictures: 0"]))).options
+    options = read_job(Path(write_job(work, "pick.yaml", PICK))).options
     options = replace(options, input=Path("mics/test*.mrc"))
     options.output.mkdir()
     scanned = []
@@ -342,11 +365,13 @@ def test_bad_micrographs_are_told_and_skipped_and_change_nothing_for_the_others(
     assert "3 of 10 micrographs cannot be used" in capsys.readouterr().err
 
 
-def test_the_threshold_is_the_given_one_or_follows_the_expected_number(work):
+def test_the_threshold_is_the_given_one_or_follows_the_expected_number(work, capsys):
     write_job(work, "pick.yaml", PICK)
     numbers = []
     for words in ("threshold=0.06", "threshold=1", "expected_particles=8"):
         assert main(["run", "pick.yaml", "--set", f"output=out{len(numbers)}", words]) == 0
+        told = capsys.readouterr().out
+        assert ("doubtful   0.0 picks a micrograph, and 14.0 labels a micrograph" in told) == (words == "threshold=1")
         files = sorted((work / f"out{len(numbers)}" / "coordinates").rglob("*.star"))
         numbers.append(sum(len(read_coordinates(path)) for path in files))
     assert numbers[0] > numbers[2] == 6 * 8 > numbers[1]
