@@ -110,9 +110,9 @@ class Annealing:
     def _cool(self, state):
         batch = _Batch(self.schedule, state, self._first_block, self._n_blocks, self._cooling.particles)
         before = state.manifold
-        manifold, report = self._cooling.step(before, batch.blocks, batch.blend)
+        manifold, report = self._cooling.step(before, batch.blocks, batch.average if batch.drawn else None)
         iteration, judging = state.iteration + 1, state.in_stage == 0 and state.previous > 0
-        if batch.blocks is not None:   # those of one batch are too few to judge temperatures that another has judged
+        if batch.drawn:   # those of one batch are too few to judge temperatures that another has judged
             held_out = self._cooling.held_out_likelihood(before) if judging else np.nan
             report = replace(report, held_out=held_out)
         if judging:
@@ -165,16 +165,22 @@ class _Batch:
     """The blocks of an iteration and how their sums are averaged with those before: all, and not at all, by default."""
 
     def __init__(self, schedule, state, first_block, n_blocks, particles):
-        self.blocks, self.blend, self.running = None, None, None
+        self.blocks, self.running = None, None
         wanted = -(-n_blocks * schedule.batch // max(particles.n_total, 1))
         if not schedule.batch or wanted >= n_blocks:
             return
         drawn = np.random.default_rng([schedule.seed, 2, state.iteration]).choice(n_blocks, max(wanted, 1), False)
         own = np.sort(drawn[(drawn >= first_block) & (drawn < first_block + len(particles.blocks))]) - first_block
-        self.blocks, self.blend, self.running = [particles.blocks[i] for i in own], self._average, state.running
+        self.blocks, self.running = [particles.blocks[i] for i in own], state.running
         self._rate, self._n_total = (state.in_stage + 2.0) ** -FORGETTING, particles.n_total
 
-    def _average(self, totals):
+    @property
+    def drawn(self):
+        """Whether this is a part of the particles."""
+        return self.blocks is not None
+
+    def average(self, totals):
+        """What the M step sees: these sums, averaged with those before."""
         totals = totals.scaled(self._n_total / max(totals.learnt + totals.held_out, 1.0))
         self.running = totals if self.running is None else self.running.blend(totals, self._rate)
         return self.running

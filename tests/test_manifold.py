@@ -1,4 +1,6 @@
 """Manifold learning: kernels against their twins, EM against theory and ugtm, and the same bits on any ranks."""
+import gc
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from vitrea.engine.annealing import Schedule, begin, begin_settled, fit, state_arrays, state_from_arrays
+from vitrea.engine.annealing import Annealing, Schedule, begin, begin_settled, fit, state_arrays, state_from_arrays
 from vitrea.engine.comm import alone
 from vitrea.engine.components import principal_components
 from vitrea.engine.latent import chain, free, grid
@@ -480,6 +482,25 @@ def test_a_run_that_is_stopped_and_continued_from_its_arrays_ends_with_the_same_
     ended, _ = annealed(ALONE, schedule, state=again)
     for name, value in state_arrays(whole).items():
         np.testing.assert_array_equal(state_arrays(ended)[name], value, err_msg=name)
+
+
+def test_an_iteration_in_batches_leaves_nothing_behind():
+    """Sums of a thousand classes that wait for the garbage collector would be gigabytes."""
+    comm, plane = ALONE, HalfPlane(16, 6)
+    particles, _ = simulated(plane, some_classes(plane, 4, 0.6), 500, comm=comm, held=0.2)
+    components, beta = analyse(particles, 4, comm=comm)
+    state = begin(from_components(chain(5), particles.layout, components, beta), components.eigenvalues[0])
+    learner = Annealing(particles, state.manifold.lattice, Settings(), Schedule(batch=128, sweeps=3), comm=comm)
+    gc.collect()
+    gc.disable()
+    try:
+        seen = []
+        for _ in range(8):
+            state, _ = learner.step(state)
+            seen.append(weakref.ref(state.running))
+        assert [each() is None for each in seen] == 7 * [True] + [False]
+    finally:
+        gc.enable()
 
 
 def test_held_out_particles_choose_the_right_number_of_classes():
