@@ -13,7 +13,16 @@ import sys
 from collections.abc import Sequence
 
 from vitrea.engine.errors import JobError
-from vitrea.jobs import cli_bench, cli_cluster, cli_compare, cli_jobs, cli_picks, cli_selection, cli_simulate
+from vitrea.jobs import (
+    cli_bench,
+    cli_cluster,
+    cli_compare,
+    cli_interop,
+    cli_jobs,
+    cli_picks,
+    cli_selection,
+    cli_simulate,
+)
 from vitrea.jobs.commandline import FAILED, INTERRUPTED, MISTAKE, Formatter, Parser, complain
 
 
@@ -54,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS,
                         help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for family in (cli_jobs, cli_cluster, cli_picks, cli_simulate, cli_compare, cli_selection, cli_bench):
+    for family in (cli_jobs, cli_cluster, cli_picks, cli_simulate, cli_compare, cli_selection, cli_interop, cli_bench):
         family.add(commands)
     return parser
 

@@ -1,0 +1,85 @@
+"""`vitrea convert`: particles and coordinates from one program's files to another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vitrea.engine.cryosparc import tables_of, write_class_cs, write_cs
+from vitrea.engine.errors import JobError
+from vitrea.engine.finished import DATA_NAME, read_finished
+from vitrea.engine.star import read_star, write_star
+from vitrea.engine.starversions import as_3_0, read_tables
+from vitrea.picker.coordinates import SUFFIXES, read_coordinates, write_coordinates
+
+STAR_FORMATS = ("3.1", "3.0")   # RELION 4 and 5 read 3.1
+NEEDS_BOX = (".box", ".cbox")
+
+
+def convert(sources, target, *, star="3.1", box=None, invert_y=False):
+    """Convert files to the format of the target's suffix; lines that tell what was written.
+
+    sources: a particle STAR file, a .cs file and its passthrough files, a run folder, or a coordinate file.
+    """
+    sources, target = [Path(source) for source in sources], Path(target)
+    if target.exists():
+        raise JobError(f"{target}: this file is there already; expected a new one; choose another name or remove it")
+    if target.suffix in SUFFIXES and _are_coordinates(sources[0]):
+        return [_coordinates(sources, target, box, invert_y)]
+    if target.suffix == ".cs":
+        return _to_cs(sources, target, invert_y)
+    if target.suffix != ".star":
+        raise JobError(f"{target}: particles cannot be written as '{target.suffix}'; expected .star or .cs; choose "
+                       "another name")
+    tables = _tables(sources, invert_y)
+    if star == "3.0":
+        write_star(target, {"": as_3_0(tables)})
+    else:
+        write_star(target, {"optics": tables.optics, "particles": tables.particles})
+    return [f"{target}   {len(tables):,} particles   RELION {star}"]
+
+
+def _to_cs(sources, target, invert_y):
+    tables = _tables(sources, invert_y)
+    write_cs(target, tables)
+    told = [f"{target}   {len(tables):,} particles   cryoSPARC"]
+    if sources[0].is_dir():
+        classes = target.with_name(f"{target.stem}_class_averages.cs")
+        write_class_cs(classes, read_finished(sources[0]))
+        told.append(f"{classes}   class averages")
+    return told
+
+
+def _tables(sources, invert_y):
+    if sources[0].is_dir():
+        read_finished(sources[0])   # tells what is missing from a run folder
+        sources = [sources[0] / DATA_NAME, *sources[1:]]
+    if sources[0].suffix == ".cs":
+        return tables_of(sources, invert_y=invert_y)
+    if len(sources) > 1:
+        raise JobError(f"{sources[1]}: a second input was given; expected one, or a .cs file with its passthrough "
+                       "files; convert them one by one")
+    return read_tables(sources[0])
+
+
+def _are_coordinates(path):
+    """Whether a file holds the coordinates of one micrograph rather than particle images."""
+    if path.suffix != ".star" or not path.exists():
+        return path.suffix in SUFFIXES and path.suffix != ".star"
+    blocks = read_star(path)
+    return not any("rlnImageName" in columns for columns in blocks.values())
+
+
+def _coordinates(sources, target, box, invert_y):
+    if len(sources) > 1:
+        raise JobError(f"{sources[1]}: a second input was given; expected the coordinates of one micrograph; convert "
+                       "them one by one")
+    if invert_y:
+        raise JobError("--invert-y: expected with .cs files only; coordinates of one micrograph do not tell its "
+                       "height; leave it out")
+    if target.suffix in NEEDS_BOX and box is None:
+        raise JobError(f"--box is missing; expected the side of a box [px], for {target.suffix} holds corners; add it")
+    found = read_coordinates(sources[0])
+    write_coordinates(target, found.x, found.y, np.nan_to_num(found.score, nan=1.0), box=box)
+    return f"{target}   {len(found):,} coordinates"
