@@ -16,8 +16,8 @@ from vitrea.engine.options import JobOptions, key, options_of
 
 COMMON = ("input", "output", "experiment", "seed", "checkpoint_minutes")
 LANDSCAPE = ("flat_minimum", "sharp_minimum", "y_f", "y_b", "y_d", "loss_height")
-ENSEMBLE = ("learning_rates", "noise_strengths", "trajectories", "iterations", "start_y", "noise_power",
-            *LANDSCAPE)
+ENSEMBLE = ("learning_rates", "noise_strengths", "trajectories", "iterations", "start_y", "noise_power", "rule",
+            "noise", *LANDSCAPE)
 DESCENTS = ("learning_rates", "batch_sizes", "repeats", "matched_losses", "learning_time", "replacement")
 BRANCHES = ("branch_times", "children", "horizon")
 DENSE = ("hidden", "per_class")
@@ -43,6 +43,14 @@ _NETWORKS, _PICKER = "vitrea.engine.network_experiments", "vitrea.picker.network
 EXPERIMENTS = {
     "phase_diagram": Experiment("two valleys: who ends in the flat one, and when hopping freezes",
                                 ENSEMBLE, f"{_HERE}:PHASE_DIAGRAM"),
+    "freezing_scan": Experiment("two valleys: where hopping freezes, by noise strength",
+                                ENSEMBLE, f"{_HERE}:FREEZING_SCAN"),
+    "flat_probability": Experiment("two valleys: the fraction in the flat one along the way",
+                                   (*ENSEMBLE, "positions"), f"{_HERE}:FLAT_PROBABILITY"),
+    "quench": Experiment("two valleys: noise turned down at once, earlier and later",
+                         (*ENSEMBLE, "quench_times", "quench_factor"), f"{_HERE}:QUENCH"),
+    "cooling": Experiment("two valleys: noise turned down by schedules, fast and slow",
+                          (*ENSEMBLE, "schedules", "cooling_times"), f"{_HERE}:COOLING"),
     "digits_noise": Experiment("a dense network: where descents with noise end, at matched losses",
                                (*DESCENTS, *DENSE), f"{_NETWORKS}:DIGITS_NOISE"),
     "digits_branching": Experiment("a dense network: when the valley is decided, by barriers",
@@ -54,6 +62,23 @@ EXPERIMENTS = {
                                (*DESCENTS, *TILES), f"{_PICKER}:PICKER_NOISE"),
     "picker_branching": Experiment("the picker's network: as digits_branching, on micrographs",
                                    (*DESCENTS, *BRANCHES, *TILES), f"{_PICKER}:PICKER_BRANCHING"),
+}
+
+
+RULES = {
+    "ito": "noise as strong as where a step begins, as SGD has it",
+    "anti_ito": "noise as strong as where a step ends",
+}
+NOISES = {
+    "diagonal": "the Hessian's diagonal",
+    "full": "the whole Hessian, negative eigenvalues cut to 0; twice the time",
+}
+SCHEDULES = {
+    "constant": "as strong to the end",
+    "linear": "down to 0 in proportion to time",
+    "cosine": "down to 0 as half a cosine",
+    "restarts": "four half cosines, one after the other",
+    "exponential": "as exp(-t/τ), for each of cooling_times",
 }
 
 
@@ -74,7 +99,7 @@ class DynamicsOptions(JobOptions):
         "learning rates η, each with every noise strength or batch size", None, above=0,
         null_means="as the paper has them", example=(0.01, 0.03, 0.1), section="valleys")
     noise_strengths: tuple[float, ...] | None = key(
-        "noise strengths σ: a step's noise has the covariance 2σ H^noise_power", None, minimum=0,
+        "noise strengths σ: a step's noise has the covariance 2σ H^noise_power", None, above=0,
         null_means="as the paper has them", example=(0.01, 0.03, 0.1), section="valleys")
     trajectories: int | None = key("trajectories for each pair of them", None, minimum=1,
                                    null_means="as many as the paper has", example=2000, section="valleys")
@@ -84,6 +109,21 @@ class DynamicsOptions(JobOptions):
                                 null_means="as the paper has it", example=5.0, section="valleys")
     noise_power: int = key("power of the Hessian that the noise's covariance grows with; 0: isotropic", 1, minimum=0,
                            maximum=2, section="valleys")
+    rule: str = key("where in a step the noise is evaluated", "ito", choices=RULES, section="valleys")
+    noise: str = key("directions of the noise", "diagonal", choices=NOISES, section="valleys")
+    positions: tuple[float, ...] | None = key(
+        "progress y at which it is noted how many trajectories are in the flat valley", None, above=0,
+        null_means="as published", example=(2, 4, 8), section="valleys")
+    quench_times: tuple[float, ...] | None = key(
+        "times, learning rate × steps, at which the noise is turned down, in runs of their own", None, minimum=0,
+        null_means="25 to 600, and never", example=(50, 100, 300), section="valleys")
+    quench_factor: float = key("what the noise strength is multiplied by then", 0.02, above=0, maximum=1,
+                               section="valleys")
+    schedules: tuple[str, ...] | None = key("courses of the noise strength, each a run of its own", None,
+                                            choices=SCHEDULES, null_means="all", example=("constant", "cosine"),
+                                            section="valleys")
+    cooling_times: tuple[float, ...] = key("times, learning rate × steps, over which exponential cooling falls to 1/e",
+                                           (10.0, 30.0, 100.0, 200.0), above=0, section="valleys")
     flat_minimum: float = key("how far the flat valley's minimum goes from the ridge, as y grows", 0.8, above=0,
                               section="valleys")
     sharp_minimum: float = key("the same of the sharp valley", 0.65, above=0, section="valleys")

@@ -1,16 +1,17 @@
 """The two-valley model of stochastic gradient descent, and the formulas that a simulation of it must obey.
 
 The landscape is that of Yang et al. 2026 (arXiv:2601.10962v2); kernels/langevin.py writes it out. A step of size η with
-noise of the covariance 2σ H^p diffuses with D_i = Δ (2/f_i)^p in valley i, Δ = ησ being the effective noise strength, so
-that x has the variance a_i = f_i D_i / 2 about the minimum x_i*, and everything that follows depends on
+noise of the covariance 2σ H^p diffuses with D_i = Δ (2/f_i)^p in valley i, Δ = ησ being the effective noise strength,
+so that x has the variance a_i = f_i D_i / 2 about the minimum x_i*, and everything that follows depends on
 
     z_i² = x_i*² / (2 a_i),   the distance to the ridge over the fluctuations within the valley, squared.
 
 With p = 1, a_i = Δ in both valleys: the barrier x_i*²/f_i is the same too, and cancels. Freezing is the growth of this
 ratio along y. Valleys are numbered as in pairs (flat, sharp); arrays of pairs have them last.
 
-Formulas come in two kinds. Those named F1 to F5 in docs/dynamics.md are derived here, for the Itô process that SGD is,
-and for small steps; those named `printed_…` (two_valleys_printed.py) are the paper's.
+Formulas come in two kinds. Those named F1 to F5 in docs/dynamics.md are derived for the process that is simulated,
+Itô's unless `place` says otherwise, and for small steps; those named `printed_…` (two_valleys_printed.py) are the
+paper's.
 """
 from dataclasses import dataclass
 
@@ -120,8 +121,9 @@ def valley_variance(landscape: Landscape, y, learning_rate: float, delta, power:
 def occupancy(landscape: Landscape, y, delta, power: int = 1, place: float = ITO) -> np.ndarray:
     """F2, float64[...]: stationary probability of the flat valley at a frozen y, for small steps.
 
-    P/(1-P) = γ^{(1+p)/2 - p·place} · e^{z₊²}(1 + erf z₊) / (e^{z₋²}(1 + erf z₋)): the density is e^{-Ψ}/D^{1-place} with
-    Ψ' = L_x/D. SGD evaluates the noise where a step begins, place = ITO. With p = 0 it is √γ/(1+√γ) for every y and Δ.
+    P/(1-P) = γ^{(1+p)/2 - p·place} · e^{z₊²}(1 + erf z₊) / (e^{z₋²}(1 + erf z₋)): the density is e^{-Ψ}/D^{1-place}
+    with Ψ' = L_x/D. SGD evaluates the noise where a step begins, place = ITO. With p = 0 it is √γ/(1+√γ) for every y
+    and Δ.
     """
     z = separation(landscape, y, delta, power)
     odds = ((1 + power) / 2 - power * place) * np.log(landscape.gamma)
@@ -129,45 +131,43 @@ def occupancy(landscape: Landscape, y, delta, power: int = 1, place: float = ITO
     return 1 / (1 + np.exp(np.clip(-odds, -LARGEST_EXPONENT, LARGEST_EXPONENT)))
 
 
-def hopping_rates(landscape: Landscape, y, delta, power: int = 1) -> np.ndarray:
-    """F3, float64[..., 2]: rates of leaving (flat, sharp) for the other valley's minimum, by Itô's rule.
+def hopping_rates(landscape: Landscape, y, delta, power: int = 1, place: float = ITO) -> np.ndarray:
+    """F3, float64[..., 2]: rates of leaving (flat, sharp) for the other valley's minimum.
 
-    k_i = D_i / {√(πa_i/2) e^{z_i²}(1 + erf z_i) · [√(πa₋/2) F(z₋) + √(πa₊/2) F(z₊)]} with F(z) = e^{-z²} erfi(z). It is
-    `passage_time` to leading order in the rate; their ratio gives `occupancy`. The paper's rates are twice as fast: its
-    time is that until the ridge is touched, from where every other trajectory falls back.
+    By Itô's rule k_i = D_i / {√(πa_i/2) e^{z_i²}(1 + erf z_i) · [√(πa₋/2) F(z₋) + √(πa₊/2) F(z₊)]} with
+    F(z) = e^{-z²} erfi(z): one over `passage_time` without what is not yet settled in the valley. Their ratio gives
+    `occupancy`. The paper's rates are about twice as fast: its time is that until the ridge is touched, from where a
+    trajectory may fall back.
     """
     z, a = separation(landscape, y, delta, power), fluctuation(landscape, y, delta, power)
-    root = np.sqrt(np.pi * a / 2)
-    over_ridge = (root * 2 / np.sqrt(np.pi) * dawsn(z)).sum(axis=-1)[..., None]
-    log_stay = np.log(root) + z**2 + np.log1p(erf(z))
-    return np.exp(np.log(diffusion(landscape, y, delta, power)) - log_stay - np.log(over_ridge))
+    root, log_d = np.sqrt(np.pi * a / 2), np.log(diffusion(landscape, y, delta, power))
+    over_ridge = (root * 2 / np.sqrt(np.pi) * dawsn(z) * np.exp(-place * log_d)).sum(axis=-1)[..., None]
+    log_settled = np.log(root) + z**2 + np.log1p(erf(z)) - (1 - place) * log_d
+    return np.exp(-log_settled - np.log(over_ridge))
 
 
-def passage_time(landscape: Landscape, y: float, delta: float, power: int = 1, start: int = SHARP) -> float:
-    """F3, exactly: mean time from the minimum of valley `start` to the other minimum at a frozen y, by Itô's rule.
+def passage_time(landscape: Landscape, y: float, delta: float, power: int = 1, start: int = SHARP,
+                 place: float = ITO) -> float:
+    """F3, exactly: mean time from the minimum of valley `start` to the other minimum at a frozen y.
 
-    ∫_a^b e^{Ψ(x)} dx ∫_{-∞}^x e^{-Ψ(u)}/D(u) du, with the valley of the start at x < 0 and Ψ(0) = 0; the inner integral
-    of a Gaussian in closed form, the outer by quadrature.
+    ∫_a^b e^{Ψ(x)}/D(x)^place dx ∫_{-∞}^x e^{-Ψ(u)}/D(u)^{1-place} du, with the valley of the start at x < 0, Ψ(0) = 0
+    and Ψ' = L_x/D; the inner integral of Gaussians in closed form, the outer by quadrature.
     """
     order = [start, 1 - start]
-    (a_here, a_there), (d_here, d_there) = (function(landscape, y, delta, power)[order]
-                                            for function in (fluctuation, diffusion))
-    x_here, x_there = landscape.minima(y)[order]
+    a, d, z, minima = (function[order] for function in (
+        fluctuation(landscape, y, delta, power), diffusion(landscape, y, delta, power),
+        separation(landscape, y, delta, power), landscape.minima(y)))
+    weights = np.sqrt(np.pi * a / 2) * np.exp(z**2) / d ** (1 - place)
 
-    def settled(x):   # ∫_{-∞}^x e^{-Ψ}/D
-        z = x_here / np.sqrt(2 * a_here)
-        here = np.sqrt(np.pi * a_here / 2) * np.exp(z**2) / d_here
-        if x < 0:
-            return here * (1 + erf((x + x_here) / np.sqrt(2 * a_here)))
-        z_there = x_there / np.sqrt(2 * a_there)
-        there = np.sqrt(np.pi * a_there / 2) * np.exp(z_there**2) / d_there
-        return here * (1 + erf(z)) + there * (erf((x - x_there) / np.sqrt(2 * a_there)) + erf(z_there))
+    def settled(x):
+        here = weights[0] * (1 + erf((min(x, 0.0) + minima[0]) / np.sqrt(2 * a[0])))
+        return here + (weights[1] * (erf((x - minima[1]) / np.sqrt(2 * a[1])) + erf(z[1])) if x > 0 else 0.0)
 
-    def potential(x):
-        minimum, a = (-x_here, a_here) if x < 0 else (x_there, a_there)
-        return ((x - minimum) ** 2 - minimum**2) / (2 * a)
+    def climbed(x):
+        side = int(x > 0)
+        return np.exp(((abs(x) - minima[side]) ** 2 - minima[side] ** 2) / (2 * a[side])) / d[side] ** place
 
-    return quad(lambda x: np.exp(potential(x)) * settled(x), -x_here, x_there, points=[0.0], limit=200)[0]
+    return quad(lambda x: climbed(x) * settled(x), -minima[0], minima[1], points=[0.0], limit=200)[0]
 
 
 def touching_rates(landscape: Landscape, y, delta, power: int = 1) -> np.ndarray:

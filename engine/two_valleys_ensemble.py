@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vitrea.engine.comm import sum_over_ranks
-from vitrea.engine.two_valleys import Landscape
-from vitrea.kernels.langevin import X, Y, advance
+from vitrea.engine.two_valleys import ITO, Landscape
+from vitrea.kernels.langevin import X, Y, advance, advance_general
 
 START_X = 0.01      # of every other trajectory; the rest begin at minus this
 ROUND_STEPS = 4e7   # steps of all trajectories in a round: a second of one core, about
@@ -35,6 +35,8 @@ class Setting:
     start_y: float
     noise_power: int
     seed: int
+    place: float = ITO     # where in a step the noise is evaluated
+    full: bool = False     # noise from the whole Hessian, not from its diagonal
     marks: tuple[float, ...] = ()   # progress y at which it is noted in which valley a trajectory is
 
 
@@ -79,9 +81,16 @@ class Ensemble:
         stride = MARK_STRIDE if setting.marks else last - first
         for begin in range(0, last - first, stride):
             key = np.array([setting.seed & 0xFFFFFFFF, setting.seed >> 32, number, first + begin], dtype=np.uint64)
-            advance(state, streams, scales[begin:begin + stride], model, key)
+            self._step(state, streams, scales[begin:begin + stride], model, key)
             self._note(number, state)
         self.state[number][:, self._mine] = state
+
+    def _step(self, *arrays: np.ndarray) -> None:
+        setting = self.setting
+        if setting.full or setting.place != ITO:
+            advance_general(*arrays, np.array([setting.full, setting.place], dtype=np.float64))
+        else:
+            advance(*arrays)
 
     def _note(self, number: int, state: np.ndarray) -> None:
         for mark, y in enumerate(self.setting.marks):

@@ -12,8 +12,8 @@ from vitrea.engine.two_valleys import FLAT, LARGEST_EXPONENT, SHARP, Landscape, 
 def printed_kramers_time(landscape: Landscape, y, delta) -> np.ndarray:
     """float64[..., 2]: τ = (π/2) f_i erfi(√(ΔL f_i/2Δ)), as the time of escape from (flat, sharp).
 
-    It is the mean time until the ridge is touched. A trajectory on the ridge goes to either side, so that from valley to
-    valley it takes longer: by (z₊+z₋)/z₊ from the sharp and (z₊+z₋)/z₋ from the flat one where z is large.
+    It is the mean time until the ridge is touched. A trajectory on the ridge goes to either side, so that from valley
+    to valley it takes longer: by (z₊+z₋)/z₊ from the sharp and (z₊+z₋)/z₋ from the flat one where z is large.
     """
     z = separation(landscape, y, delta)
     exponent = np.minimum(z**2, LARGEST_EXPONENT)

@@ -1,7 +1,7 @@
 """F4 and F5: how the valleys fill while the landscape changes and hopping freezes, without a free parameter.
 
-Across the valleys a trajectory settles a hundred times faster than y moves, so at every moment it hops with the rates of
-that y (F3), and
+Across the valleys a trajectory settles a hundred times faster than y moves, so at every moment it hops with the rates
+of that y (F3), and
 
     dy/dt = L_d/y_d e^{-y/y_d} + 2 y_f y/(y+y_f)³          along the bottom of either valley
     dP/dt = k₋(y, Δ(t)) (1-P) - k₊(y, Δ(t)) P              from P = 1/2
@@ -12,10 +12,12 @@ some time, the quench law F5. The thermal part of the drift along y, Δ f'/f², 
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.integrate import cumulative_simpson
 
-from vitrea.engine.two_valleys import FLAT, SHARP, Landscape, hopping_rates, touching_rates
+from vitrea.engine.two_valleys import FLAT, ITO, SHARP, Landscape, hopping_rates, touching_rates
 
 INTERVALS = 4000   # of time: twice as many change P by less than 1e-4
+PROGRESS_POINTS = 20_001
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,24 @@ class Course:
     freezing_time: np.ndarray
 
 
-def transient(landscape: Landscape, deltas, duration: float, start_y: float, power: int = 1) -> Course:
-    """F4: the course of P for effective noise strengths Δ.
+def transient(landscape: Landscape, deltas, duration: float, start_y: float, noise: tuple[int, float] = (1, ITO)
+              ) -> Course:
+    """F4: the course of P for effective noise strengths Δ over times 0 to `duration` from y = `start_y`.
 
-    deltas: float64[cells], or a function of times float64[m] to float64[m, cells] (F5).
+    deltas: float64[cells], or a function of times float64[m] to float64[m, cells] (F5). noise: (power, place).
     """
     times = _grid(duration)
     y = _progress(landscape, times, start_y)
     middle_t, middle_y, steps = (times[1:] + times[:-1]) / 2, (y[1:] + y[:-1]) / 2, np.diff(times)[:, None]
     delta = np.asarray(deltas(middle_t) if callable(deltas) else np.broadcast_to(deltas, (len(steps), np.size(deltas))))
-    rates = hopping_rates(landscape, middle_y[:, None], delta, power)
+    rates = hopping_rates(landscape, middle_y[:, None], delta, *noise)
     total = rates.sum(axis=-1)
     steady = rates[..., SHARP] / np.maximum(total, np.finfo(float).tiny)
     kept = np.exp(-total * steps)
     p_flat = np.full((len(times), delta.shape[1]), 0.5)
     for n in range(len(steps)):   # exact for rates that are constant over an interval
         p_flat[n + 1] = steady[n] + (p_flat[n] - steady[n]) * kept[n]
-    touches = touching_rates(landscape, middle_y[:, None], delta, power)
+    touches = touching_rates(landscape, middle_y[:, None], delta, noise[0])
     hazard = touches[..., FLAT] * p_flat[1:] + touches[..., SHARP] * (1 - p_flat[1:])
     later = 1 - np.exp(-np.cumsum((hazard * steps)[::-1], axis=0)[::-1])   # a touch after the beginning of an interval
     return Course(times, y, p_flat, start_y + (np.diff(y)[:, None] * later).sum(axis=0), (steps * later).sum(axis=0))
@@ -66,13 +69,7 @@ def _grid(duration: float) -> np.ndarray:
 
 
 def _progress(landscape: Landscape, times: np.ndarray, start_y: float) -> np.ndarray:
-    """y at the times, by the classical Runge-Kutta rule."""
-    y = np.empty_like(times)
-    y[0] = start_y
-    for n, step in enumerate(np.diff(times)):
-        k1 = landscape.speed(y[n])
-        k2 = landscape.speed(y[n] + step * k1 / 2)
-        k3 = landscape.speed(y[n] + step * k2 / 2)
-        k4 = landscape.speed(y[n] + step * k3)
-        y[n + 1] = y[n] + step * (k1 + 2 * k2 + 2 * k3 + k4) / 6
-    return y
+    """y at the times, from t(y) = ∫ dy / (dy/dt), which does not depend on the noise."""
+    fastest = landscape.loss_height / landscape.y_d + 8 / (27 * landscape.y_f)   # the barrier grows most at y = y_f/2
+    y = np.linspace(start_y, start_y + fastest * times[-1], PROGRESS_POINTS)
+    return np.interp(times, cumulative_simpson(1 / landscape.speed(y), x=y, initial=0), y)
