@@ -14,11 +14,12 @@ from threadpoolctl import threadpool_limits
 
 from vitrea.engine.comm import StopRequest
 from vitrea.engine.errors import JobError
+from vitrea.engine.files import written_beside
 from vitrea.engine.log import NullLog, RunLog, format_bytes
 from vitrea.picker.calibration import Reliability, fit, held_out
 from vitrea.picker.coordinates import find_coordinates, read_coordinates
 from vitrea.picker.evaluate import Counts, Curve, best_threshold, curve, verdicts
-from vitrea.picker.labels import LabelledMicrograph
+from vitrea.picker.labels import LabelledMicrograph, empty_decoys
 from vitrea.picker.memory import training as memory_of_training
 from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparation, list_micrographs
 from vitrea.picker.modelfile import Model, write_model
@@ -29,7 +30,7 @@ from vitrea.picker.progress import Progress
 from vitrea.picker.training import DEFAULT, PUBLISHED, train
 from vitrea.picker.trainings import Trainings, digest_of
 
-MODEL_NAME = "model.npz"
+MODEL_NAME, LOSSES_NAME = "model.npz", "training.csv"
 TOLD_STEPS = 50          # steps between two lines of the log
 LEAST_POSITIVES = 10     # labels with which training makes sense
 HELD_BACK, TRAINED_ON = "micrographs held back", "the micrographs trained on"
@@ -93,7 +94,8 @@ def fit_model(training, testing, options, session, *, comm):
         scored, source = _cross_scored(training, folds, options, session, comm=comm), CROSS_VALIDATED
         if scored is None:
             return None
-    judged = _judged(picker, scored, options, source)
+    empty = empty_decoys(testing or training, options.diameter / picker.preparation.pixel_size, options.seed)
+    judged = _judged(picker, scored, _all_scored(picker, empty, comm), options, source)
     return Fitted(Model(judged.picker, options.diameter, judged.threshold, {
         "version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": len(losses),
         "labels": sum(len(each.positives) for each in training), "micrographs": len(training),
@@ -144,8 +146,11 @@ def _cross_scored(labels, folds, options, session, *, comm):
 
 
 def write_fitted(folder, fitted):
-    """Write the model and the picture of its training into a folder."""
+    """Write the model, and the loss of every step and the picture of its training, into a folder."""
     write_model(Path(folder) / MODEL_NAME, fitted.model)
+    with written_beside(Path(folder) / LOSSES_NAME) as beside:
+        beside.write_text("step,loss\n" + "".join(f"{step},{loss:.6g}\n" for step, loss in enumerate(fitted.losses, 1)),
+                          encoding="utf-8")
     draw_training(Path(folder) / TRAINING_NAME, fitted.losses, fitted.judged.curve, fitted.judged.threshold,
                   fitted.judged.after)
 
@@ -257,9 +262,9 @@ def _labelled(listed, number, options, preparation):
         margin=options.edge_margin / preparation.pixel_size)
 
 
-def _judged(picker, scored, options, source):
-    """Judged: scores calibrated on labelled micrographs (as `_scored` gives them), and the threshold of the largest
-    F_β there."""
+def _judged(picker, scored, empty, options, source):
+    """Judged: scores calibrated on labelled micrographs, and the threshold of the largest F_β on those and as many
+    empty ones (both as `_scored` gives them)."""
     radius = options.match_radius * options.diameter / picker.preparation.pixel_size
     groups = []
     for picks, scores, truth, ignored in scored:
@@ -267,7 +272,8 @@ def _judged(picker, scored, options, source):
         groups.append((scores[verdict != 0], verdict[verdict != 0] > 0))
     raw, true = (np.concatenate(columns) for columns in zip(*groups))
     found = curve(scored, radius)
-    threshold, counts = best_threshold(found, options.f_beta)
+    threshold, _ = best_threshold(curve([*scored, *empty], radius), options.f_beta)
+    counts = found.counts(threshold)
     before, calibration = Reliability.of(raw, true), fit(raw, true, source)
     if calibration is None:
         return Judged(picker, threshold, counts, found, before, before, source)

@@ -177,10 +177,10 @@ def test_any_number_of_ranks_writes_the_same_bytes(work, launch, monkeypatch):
         resident = [1024 * int(line.split()[1]) for line in ended.stdout.splitlines() if line.startswith("resident")]
         assert len(resident) == ranks
         assert max(resident) < PROCESS, "what vitrea check announces besides the images"
-        for job, names in {"train": ["model.npz"], "pick": ["summary.csv", "mics/*"], "extract": ["mics/*.mrcs"],
-                           "recurse": ["model.npz", "rounds.csv", "round*/accepted/*"]}.items():
+        for job, names in {"train": ["model.npz", "training.csv"], "pick": ["summary.csv", "mics/*"],
+                           "extract": ["mics/*.mrcs"], "recurse": ["model.npz", "rounds.csv", "round*/accepted/*"]}.items():
             paths = sorted(path for name in names for path in (work / f"{job}1").rglob(name) if path.is_file())
-            assert len(paths) >= {"train": 1, "pick": 13, "extract": 5, "recurse": 5}[job]
+            assert len(paths) >= {"train": 2, "pick": 13, "extract": 5, "recurse": 5}[job]
             for path in paths:
                 other = work / f"{job}{ranks}" / path.relative_to(work / f"{job}1")
                 assert other.read_bytes() == path.read_bytes(), path
