@@ -166,6 +166,10 @@ sys.exit(ended)
 """
 
 
+COMPARED = {"train": ["model.npz", "training.csv"], "pick": ["summary.csv", "mics/*"], "extract": ["mics/*.mrcs"],
+            "recurse": ["model.npz", "rounds.csv", "round*/accepted/*"]}
+
+
 def test_any_number_of_ranks_writes_the_same_bytes(work, launch, monkeypatch):
     monkeypatch.setattr(labels, "DECOY_AREA", 20, raising=False)
     for job, lines in JOBS.items():
@@ -177,8 +181,7 @@ def test_any_number_of_ranks_writes_the_same_bytes(work, launch, monkeypatch):
         resident = [1024 * int(line.split()[1]) for line in ended.stdout.splitlines() if line.startswith("resident")]
         assert len(resident) == ranks
         assert max(resident) < PROCESS, "what vitrea check announces besides the images"
-        for job, names in {"train": ["model.npz", "training.csv"], "pick": ["summary.csv", "mics/*"],
-                           "extract": ["mics/*.mrcs"], "recurse": ["model.npz", "rounds.csv", "round*/accepted/*"]}.items():
+        for job, names in COMPARED.items():
             paths = sorted(path for name in names for path in (work / f"{job}1").rglob(name) if path.is_file())
             assert len(paths) >= {"train": 2, "pick": 13, "extract": 5, "recurse": 5}[job]
             for path in paths:
