@@ -87,19 +87,20 @@ class TextColumn:
         return np.concatenate(found)[::step] if found else np.array([], dtype="U1")
 
 
-def write_star(path, blocks, comment=None):
+def write_star(path, blocks, comment=None, version=30001):
     """Write {block: {label: values}} as RELION does, whole or not at all.
 
     Columns (text, integer, float or bool arrays of one length) make a `loop_`; a block of scalars makes
     `_label value` lines. A long table may be an iterator of such columns instead, ROWS_WRITTEN rows at a time. Floats
-    get six digits, text is quoted where it holds white space or would read as syntax.
+    get six digits, text is quoted where it holds white space or would read as syntax. version: the line by which RELION
+    3.1 tells its own files; None for a file of 3.0, which has none.
     Raises ValueError for columns of unequal length or text over several lines, JobError if the disk refuses.
     """
     with written_beside(path) as beside, open(beside, "w", encoding="utf-8") as handle:
         if comment:
             handle.writelines(f"# {line}\n" for line in comment.splitlines())
         for name, columns in blocks.items():
-            handle.write(f"\n# version 30001\n\ndata_{name}\n\n")
+            handle.write((f"\n# version {version}\n" if version else "") + f"\ndata_{name}\n\n")
             if not isinstance(columns, dict):
                 _write_loop(handle, columns)
             elif all(np.ndim(values) == 0 for values in columns.values()):

@@ -34,7 +34,7 @@ def convert(sources, target, *, star="3.1", box=None, invert_y=False):
                        "another name")
     tables = _tables(sources, invert_y)
     if star == "3.0":
-        write_star(target, {"": as_3_0(tables)})
+        write_star(target, {"": as_3_0(tables)}, version=None)
     else:
         write_star(target, {"optics": tables.optics, "particles": tables.particles})
     return [f"{target}   {len(tables):,} particles   RELION {star}"]

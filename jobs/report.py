@@ -16,6 +16,7 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.finished import is_finished, read_finished
 from vitrea.engine.log import LINES_NAME, RECORDS_NAME, format_bytes, format_clock, read_records
+from vitrea.engine.relion_files import write_relion_files
 from vitrea.engine.star import read_star
 from vitrea.jobs.jobfile import JOB_NAME, read_job
 from vitrea.jobs.pages import render
@@ -32,7 +33,8 @@ PACKAGES = ("numpy", "scipy", "numba", "pyfftw", "finufft", "mpi4py", "h5py", "m
 
 
 def write_report(folder, comparison=None):
-    """Write report.html into the folder of a run and return its path; JobError if the folder holds no run.
+    """Write report.html into the folder of a run, and beside it what RELION needs to open its classes; the path of the
+    page. JobError if the folder holds no run.
 
     comparison: a PickComparison, for the folder of a pick job.
     """
@@ -43,6 +45,8 @@ def write_report(folder, comparison=None):
     records = read_records(folder / RECORDS_NAME)
     job = read_job(folder / JOB_NAME)
     run = read_finished(folder) if is_finished(folder) else None
+    if run:
+        write_relion_files(folder)
     entries, shared = class_page(run) if run else ([], NO_CLASSES)
     sections = _sections(folder, job, run, records, comparison)
     text, _ = render("report.html", ("plots.js", "gallery.js"),

@@ -37,6 +37,7 @@ RESULTS = {
     "class_tree.star": "which class was split into which, and what it was worth",
     "run_data.star": "class, angle and shift of every particle",
     "run_classes.mrcs": "the class averages as a stack",
+    "relion_optimiser.star": "for RELION's subset selection",
     "run_model.star": "size, resolution and spectra of each class",
     "model.npz": "the trained picker, for job: pick",
     "autopick.star": "micrographs and the coordinate files of their picks",
@@ -246,7 +247,8 @@ def _carry_out(job: Job, from_checkpoint: bool, comm) -> int:
 
 
 def _reported(folder: Path) -> list[str]:
-    """Write report.html; what went wrong, if something did: no page is worth a run of hours that counts as failed."""
+    """Write report.html, and what RELION needs to open the run; what went wrong, if something did: no page is worth a
+    run of hours that counts as failed."""
     from vitrea.jobs.report import write_report
 
     try:
