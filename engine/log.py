@@ -249,6 +249,7 @@ def format_bytes(count: float | None) -> str:
 
 
 _COLUMN = "   "
+_AT_WORK = {"train": "in training", "scan": "in the scan", "extract": "in the extraction"}
 _WITHOUT_CLASSES = {"picks": "{:,} picks", "particles": "{:,} particles", "threshold": "threshold {:.3f}",
                     "f1": "F1 {:.3f}", "rounds": "{} rounds", "f": "F {:.3f}", "skipped": "{} skipped"}
 _WORDS: dict[str, Callable[[Record], list[str]]] = {
@@ -264,7 +265,9 @@ _WORDS: dict[str, Callable[[Record], list[str]]] = {
 
 
 def _place(record: Record) -> str:
-    """`after it 12 of 30`, or what comes before the first iteration of a stage."""
+    """`after it 12 of 30`, what comes before the first iteration of a stage, or what a job of the picker was at."""
+    if record.get("stage") in _AT_WORK:
+        return _AT_WORK[record["stage"]]
     if record.get("iteration"):
         mark = "mb" if record.get("stage") == "minibatch" else "it"
         return f"after {mark} {record['iteration']}" + (f" of {record['of']}" if record.get("of") else "")

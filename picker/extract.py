@@ -62,7 +62,7 @@ def run(options, *, resume, comm):
                         progress=Progress(log, "extract", len(listed), words="extracted",
                                           earlier=len(listed) - len(work)))
         if stop.agreed():
-            log.tell("stopped", reason=stop.reason)
+            log.tell("stopped", stage="extract", reason=stop.reason)
             return "stopped"
         log.record("extracted", micrographs=len(work), busy=busy)
         # Rank 0 writes the table, and has it from the manifests and coordinates, so that nobody else keeps anything.

@@ -59,7 +59,7 @@ def run(options, *, resume, comm):
         busy = deal_out(work, [sizes[number] for number in work], scan.one, folder, stop=stop, comm=comm,
                         progress=Progress(log, "scan", len(listed), words="scanned", earlier=done))
         if stop.agreed():
-            log.tell("stopped", reason=stop.reason)
+            log.tell("stopped", stage="scan", reason=stop.reason)
             return "stopped"
         log.line(f"scanned   ranks busy {' '.join(f'{100 * share:.0f} %' for share in busy)}")
         log.record("scanned", micrographs=len(work), busy=busy)

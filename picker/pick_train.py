@@ -50,7 +50,7 @@ def run(options, *, resume, comm):
         session = Session(log, stop, Trainings(options.output, resume=resume, comm=comm))
         fitted = fit_model(labels[held:], labels[:held], options, session, comm=comm)
         if fitted is None:
-            log.tell("stopped", reason=stop.reason)
+            log.tell("stopped", stage="train", reason=stop.reason)
             return "stopped"
         if comm.rank == 0:
             write_fitted(options.output, fitted)

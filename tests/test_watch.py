@@ -117,6 +117,7 @@ def test_a_silent_run_is_said_to_be_silent_but_a_slow_one_is_not():
         (record("done", classes=4, empty=1, largest=12000), "done   4 classes, 1 empty"),
         (record("failed", iteration=7, message="no room"), "failed at it 7   no room"),
         (record("stopped", iteration=7, reason="SIGTERM"), "stopped after it 7   SIGTERM"),
+        (record("stopped", stage="scan", reason="SIGTERM"), "stopped in the scan   SIGTERM"),
     ],
 )
 def test_endings_are_told(ending, words):
