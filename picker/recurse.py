@@ -91,7 +91,8 @@ def run(options, *, resume, comm):
                 break
             if not added:
                 return _ended(options, rounds, log, comm)
-        log.tell("stopped", stage="train", reason=stop.reason or "a signal")   # one that came to a job within is told there
+        # A signal that came to a job within is told there.
+        log.tell("stopped", stage="train", reason=stop.reason or "a signal")
         return "stopped"
 
 
