@@ -3,11 +3,14 @@
 The bytes of the file are reserved before HDF5 writes it: when a disk fills up under HDF5, its library prints pages of
 errors and crashes at the end of the program. It also crashes on damaged files, so the first 512 bytes, which HDF5
 leaves to its users, hold a digest of the rest that is looked at before. What is held of all particles is written and
-read in pieces.
+read in pieces. A checkpoint takes the place of the one before only when it has been read back from the disk, and that
+one is kept: should the newest be damaged later, a run goes on from the earlier to the same end.
 """
 import hashlib
 import json
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,7 +24,7 @@ from vitrea.engine.storage import PIECE, Memory, pieces
 FORMAT = 2
 USER_BLOCK = 512   # bytes, the smallest that HDF5 has
 ROOM_FOR_NAMES = 400   # bytes that an array or attribute takes in the file besides its values, about
-NAME = "checkpoint.h5"
+NAME, EARLIER, DAMAGED = "checkpoint.h5", "checkpoint-earlier.h5", "checkpoint-damaged.h5"
 IMAGES_MARKED = 64   # of all stacks together: enough to notice another stack, few enough to cost nothing
 ELSEWHERE = ("input", "output")   # keys that may change when a run folder or a project is moved
 
@@ -87,10 +90,36 @@ def fingerprint(table, options, space=None):
 
 
 def write_checkpoint(path, arrays, attributes, space=None):
-    """Write named arrays and attributes (numbers, texts) to `path`, beside and renamed. JobError if it cannot be
-    written. space: where the long arrays are (engine/storage.py)."""
-    space = space or Memory()
-    with written_beside(path) as beside, open(beside, "w+b") as handle:
+    """Write named arrays and attributes (numbers, texts) to `path`, beside and renamed; what was there becomes EARLIER.
+    JobError if it cannot be written, or does not come back from the disk as it was written. space: where the long
+    arrays are (engine/storage.py)."""
+    with written_beside(path) as beside:
+        _write(beside, arrays, attributes, space or Memory())
+        _prove(beside, path)
+        _keep_earlier(Path(path))
+
+
+def mend(folder):
+    """Put earlier checkpoints in the place of newest ones that are damaged or gone, in a run folder and below it:
+    paths of those that were. A damaged one is kept as DAMAGED. JobError if that is refused."""
+    mended = []
+    for earlier in sorted(Path(folder).rglob(EARLIER)):
+        newest = earlier.with_name(NAME)
+        if (newest.exists() and not _found_wrong(newest)) or _found_wrong(earlier):
+            continue
+        try:
+            if newest.exists():
+                os.replace(newest, newest.with_name(DAMAGED))
+            os.replace(earlier, newest)
+        except OSError as error:
+            raise JobError(f"{newest}: this checkpoint is damaged, and the earlier one cannot be put in its place "
+                           f"({error.strerror}); expected a writable run folder; rename {EARLIER} to {NAME}") from error
+        mended.append(newest)
+    return mended
+
+
+def _write(beside, arrays, attributes, space):
+    with open(beside, "w+b") as handle:
         size = ROOM_FOR_NAMES * (len(arrays) + len(attributes)) + len(repr(attributes)) + sum(
             np.asarray(array).nbytes for array in arrays.values())
         os.posix_fallocate(handle.fileno(), 0, USER_BLOCK + size)
@@ -104,6 +133,31 @@ def write_checkpoint(path, arrays, attributes, space=None):
         seal = _seal(handle)
         handle.seek(0)
         handle.write(seal)
+
+
+def _prove(beside, path):
+    """JobError unless the file comes back from the disk as it was written."""
+    with open(beside, "rb") as handle:
+        os.fsync(handle.fileno())
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)   # not from the kernel's cache
+    if found := _found_wrong(beside):
+        raise JobError(f"{path}: what was written did not come back from the disk ({found}); expected a disk that "
+                       "keeps what it is given; the checkpoint before is still good; try again on another disk")
+
+
+def _keep_earlier(path):
+    """Give the checkpoint at `path`, if there is one, the name EARLIER too; it keeps its own until it is replaced."""
+    if not path.exists():
+        return
+    earlier = path.with_name(EARLIER)
+    beside = earlier.with_name(f".{EARLIER}.tmp-{os.getpid()}")
+    with suppress(FileNotFoundError):
+        beside.unlink()
+    try:
+        os.link(path, beside)
+        os.replace(beside, earlier)
+    except OSError:   # a file system without hard links: for a moment there is only the earlier one
+        os.replace(path, earlier)
 
 
 def _write_array(file, name, array, space):
@@ -182,16 +236,20 @@ def _seal(handle):
 
 def _whole(path):
     """The path; JobError if the file cannot be read or is not as it was written."""
-    try:
-        with open(path, "rb") as handle:
-            found = None if handle.read(USER_BLOCK) == _seal(handle) else \
-                "it is damaged, or was written by another program"
-    except OSError as error:
-        found = error.strerror or str(error)
-    if found:
+    if found := _found_wrong(path):
         raise JobError(f"{path}: cannot be read as a checkpoint ({found}); expected the file that vitrea wrote; "
                        "bring back a copy, or start the run again with another output")
     return path
+
+
+def _found_wrong(path):
+    """Why a file is no checkpoint as it was written; None if it is one."""
+    try:
+        with open(path, "rb") as handle:
+            return None if handle.read(USER_BLOCK) == _seal(handle) else \
+                "it is damaged, or was written by another program"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _refuse(path, name, found, value):

@@ -191,6 +191,7 @@ def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | No
     job = replace(job, options=replace(job.options, output=folder))
     _require_input(path, job)
     clear_torn_files(folder)
+    mend_checkpoints(folder)
     if overrides:
         write_resolved(job, ranks)
     return job
@@ -213,6 +214,15 @@ def clear_torn_files(folder: Path) -> None:
     for path in folder.glob(".*.tmp-*"):
         with suppress(OSError):
             path.unlink()
+
+
+def mend_checkpoints(folder: Path) -> None:
+    """Put the checkpoint before in the place of a damaged one, and say so."""
+    from vitrea.engine.checkpoint import mend
+
+    for path in mend(folder):
+        with RunLog(folder, echo=True) as log:
+            log.line(f"{path.relative_to(folder)} is damaged or gone; the run goes on from the checkpoint before")
 
 
 def _require_resumable(path: Path, overrides: Sequence[str]) -> None:

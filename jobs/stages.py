@@ -209,6 +209,7 @@ def _prepared(stage: Stage, go_on: bool, ranks: int) -> tuple[bool, list[Path]]:
     made = jobs_run.make_folder(stage.folder)
     jobs_run.write_resolved(stage.job, ranks)
     jobs_run.clear_torn_files(stage.folder)
+    jobs_run.mend_checkpoints(stage.folder)
     return go_on and (stage.folder / jobs_run.CHECKPOINT_NAME).exists(), made
 
 

@@ -64,7 +64,7 @@ def undisturbed(stacks, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         Path("job.yaml").write_text(JOB.format(stacks=stacks))
-        assert cli.main(["run", "job.yaml"]) == 0
+        assert cli.main(["run", "job.yaml", "--set", "checkpoint_minutes=0"]) == 0
     return folder / "run"
 
 
@@ -139,6 +139,24 @@ def test_killed_while_the_results_are_written_it_writes_them(launch, job, tmp_pa
     assert "resumed after it 1 of 5" in ended.stdout
     same_files(job, undisturbed, RESULT_FILES)
     assert not list(job.glob(".*.tmp-*")), "what was half-written is cleared away"
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "removed"])
+def test_a_damaged_checkpoint_costs_an_iteration_only(launch, job, undisturbed, harm):
+    job.mkdir()
+    for name in ("job.yaml", "checkpoint.h5", "checkpoint-earlier.h5"):
+        shutil.copy(undisturbed / name, job)
+    newest, content = job / "checkpoint.h5", bytearray((undisturbed / "checkpoint.h5").read_bytes())
+    if harm == "removed":
+        newest.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        newest.write_bytes(content if harm == "flipped" else content[:len(content) // 2])
+    ended = launch(0, *RESUME)
+    assert ended.returncode == 0, ended.stderr
+    assert "checkpoint.h5 is damaged or gone; the run goes on from the checkpoint before" in ended.stdout
+    assert (job / "checkpoint-damaged.h5").exists() == (harm != "removed")
+    same_files(job, undisturbed, RESULT_FILES)
 
 
 def wait_until_gone(folder):

@@ -283,12 +283,18 @@ def stopped(stacks, tmp_path_factory):
 def cut_checkpoint(folder):
     content = (folder / "out/run/checkpoint.h5").read_bytes()
     (folder / "out/run/checkpoint.h5").write_bytes(content[:len(content) // 2])
+    without_earlier(folder)
 
 
 def damage_checkpoint(folder):
     content = bytearray((folder / "out/run/checkpoint.h5").read_bytes())
     content[len(content) // 2] ^= 255
     (folder / "out/run/checkpoint.h5").write_bytes(content)
+    without_earlier(folder)
+
+
+def without_earlier(folder):
+    (folder / "out/run/checkpoint-earlier.h5").unlink(missing_ok=True)
 
 
 def other_format(folder):
