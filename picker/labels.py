@@ -10,8 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 
+from vitrea.picker.decoys import decoy, particle_sign
+from vitrea.picker.micrographs import WINDOW_DIAMETERS
+
 NEAR, FAR = 0.12, 0.27   # of the diameter
 GIVEN_SHARE = 0.5        # of the background tiles that are drawn around given negatives, where there are any
+DECOY_AREA = 2000         # square diameters of decoys, for a few hundred blobs
+BLOB_SHARE = 0.75         # of the tiles of decoys that are drawn around blobs
+DECOY_STREAM, EMPTY_STREAM = 2**31 + 1, 2**31 + 2   # the number of steps is smaller
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,24 @@ class LabelledMicrograph:
         object.__setattr__(self, "coefficients", spline_filter(self.image, order=3, output=np.float32, mode="mirror"))
 
 
+def covered(source, image, blobs, diameter):
+    """LabelledMicrograph of an image float32[h, w] that has blobs float[n, 3] (y, x, radius) on that of `source`: under
+    a blob there is no particle, and a particle that one touches counts for nothing."""
+    apart = np.full(len(source.positives), np.inf)
+    for blob in blobs:
+        apart = np.minimum(apart, np.hypot(*(source.positives - blob[:2]).T) - blob[2])
+    touched = source.positives[(apart > 0) & (apart < 0.5 * diameter)]
+    discs = np.column_stack([touched, np.full(len(touched), FAR * diameter)])
+    return LabelledMicrograph(image, source.positives[apart >= 0.5 * diameter], blobs[:, :2],
+                              np.concatenate([source.ignored, discs]), margin=source.margin)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """How tiles differ from their micrograph: turned by any angle or by quarters, mirrored; moved from the labelled
     centre by up to `shift` px; contrast times e^(contrast·n), level plus offset·n, white noise of up to `noise`; and
-    another defocus, cos(defocus·n·(s/Nyquist)²) in Fourier space, n normal.
+    another defocus, cos(defocus·n·(s/Nyquist)²) in Fourier space, n normal. A share `decoys` of the background tiles is
+    from decoys (picker/decoys.py).
 
     An image under the phase χ of its defocus is sin χ times the specimen's transform; a change Δ of the phase makes it
     sin χ cos Δ + cos χ sin Δ. Of that the first part can be had from the image alone, and Δ = πλ·Δz·s² in `defocus`.
@@ -50,6 +69,7 @@ class Augmentation:
     offset: float = 0.1
     noise: float = 0.3
     defocus: float = 0.0
+    decoys: float = 0.5
 
 
 class Sampler:
@@ -66,6 +86,19 @@ class Sampler:
         self._area_share = np.cumsum(areas) / areas.sum()
         self._positives = [(m, y, x) for m, each in enumerate(micrographs) for y, x in each.positives]
         self._negatives = [(m, y, x) for m, each in enumerate(micrographs) for y, x in each.negatives]
+        self._decoy_share = augmentation.decoys
+        self._decoys = self._made_decoys() if self._decoy_share else []
+
+    def _made_decoys(self):
+        """LabelledMicrographs with blobs, copies of the micrographs and empty ones in turn, until they have DECOY_AREA.
+        Blobs are their given negatives."""
+        sign, found, area = _sign(self.micrographs, self.diameter), [], 0.0
+        while area < DECOY_AREA * self.diameter**2:
+            source = self.micrographs[len(found) // 2 % len(self.micrographs)]
+            random = np.random.default_rng((self.seed, DECOY_STREAM, len(found)))
+            found.append(_decoy(source, self.diameter, sign, random, empty=len(found) % 2 == 1))
+            area += source.image.size
+        return found
 
     def draw(self, step, k):
         """(tile float32[T, T], target float32[o, o], weight float32[o, o]) of draw k of a step; even k are positive."""
@@ -90,8 +123,18 @@ class Sampler:
         if self._negatives and random.random() < GIVEN_SHARE:
             m, y, x = self._negatives[random.integers(len(self._negatives))]
             return self.micrographs[m], np.array([y, x])
+        if random.random() < self._decoy_share:
+            return self._on_decoy(random)
         micrograph = self.micrographs[int(np.searchsorted(self._area_share, random.random(), side="right"))]
         return micrograph, random.uniform(-0.5, np.array(micrograph.image.shape) - 0.5)
+
+    def _on_decoy(self, random):
+        """A decoy and a place there, most often near the middle of a blob."""
+        decoy = self._decoys[random.integers(len(self._decoys))]
+        if len(decoy.negatives) and random.random() < BLOB_SHARE:
+            shift = random.uniform(-1, 1, 2) * self.augmentation.shift
+            return decoy, decoy.negatives[random.integers(len(decoy.negatives))] + shift
+        return decoy, random.uniform(-0.5, np.array(decoy.image.shape) - 0.5)
 
     def _turn(self, random):
         angle = random.uniform(0, 2 * np.pi) if self.augmentation.any_angle else random.integers(4) * np.pi / 2
@@ -126,7 +169,25 @@ class Sampler:
         """The part of the places called negative where a particle stands that nobody labelled."""
         disc = np.pi * (NEAR * self.diameter) ** 2
         missed = sum(each.unlabelled for each in self.micrographs) * disc
-        return min(0.5, missed / sum(each.image.size for each in self.micrographs))
+        return min(0.5, (1 - self._decoy_share) * missed / sum(each.image.size for each in self.micrographs))
+
+
+def empty_decoys(micrographs, diameter, seed):
+    """A LabelledMicrograph without particles for each that is given, of its size; none that a Sampler draws from."""
+    sign = _sign(micrographs, diameter)
+    return [_decoy(each, diameter, sign, np.random.default_rng((seed, EMPTY_STREAM, number)), empty=True)
+            for number, each in enumerate(micrographs)]
+
+
+def _decoy(source, diameter, sign, random, *, empty):
+    image, blobs = decoy(source.image, diameter, round(WINDOW_DIAMETERS * diameter), sign, random, empty=empty)
+    if empty:
+        return LabelledMicrograph(image, np.zeros((0, 2)), blobs[:, :2], margin=source.margin)
+    return covered(source, image, blobs, diameter)
+
+
+def _sign(micrographs, diameter):
+    return particle_sign([each.image for each in micrographs], [each.positives for each in micrographs], diameter)
 
 
 def _centred(n, spacing):

@@ -40,7 +40,7 @@ class Recipe:
 
 # DeepEM's: squared errors, plain descent at rate 1, batches of 50, 20 epochs of 6,400 boxes at quarter turns. The
 # batches are of 48 here, whole parts.
-QUARTERS = Augmentation(any_angle=False, mirror=False, shift=0.0, contrast=0.0, offset=0.0, noise=0.0)
+QUARTERS = Augmentation(any_angle=False, mirror=False, shift=0.0, contrast=0.0, offset=0.0, noise=0.0, decoys=0.0)
 PUBLISHED = Recipe(steps=2667, batch=48, outputs=1, loss="mse", optimizer="sgd", rate=1.0, falling=False,
                    augmentation=QUARTERS)
 DEFAULT = Recipe(steps=500, batch=32, outputs=5, loss="bce", optimizer="adam", rate=4e-3, augmentation=Augmentation())
@@ -68,8 +68,8 @@ def train(micrographs, network, diameter, recipe, *, seed, comm, begun=None):
     weights = loss_weights(sampler)
     for step in range(state.step, recipe.steps):
         parts = range(comm.rank, recipe.batch // PART, comm.size)
-        found = [_part(network, state.parameters, sampler, recipe, weights, step, part) for part in parts]
-        gradient, statistics, loss = _summed(network, found, recipe.batch // PART, comm)
+        found = [of_part(network, state.parameters, sampler, recipe, weights, step, part) for part in parts]
+        gradient, statistics, loss = mean_of_parts(network, found, recipe.batch // PART, comm)
         state = _stepped(state, gradient, statistics, recipe, loss)
         yield state
 
@@ -92,7 +92,7 @@ def loss_weights(sampler):
     return POSITIVE_SHARE / positive, (1 - POSITIVE_SHARE) / negative, sampler.unlabelled_share()
 
 
-def _part(network, parameters, sampler, recipe, weights, step, part):
+def of_part(network, parameters, sampler, recipe, weights, step, part):
     """(gradients, statistics, loss) of one part of a batch."""
     tiles, target, weight = sampler.draws(step, range(part * PART, (part + 1) * PART))
     logits, tape, statistics = forward(network, parameters, tiles)
@@ -125,7 +125,7 @@ def squared_error(logits, target, weight, weights):
 LOSSES = {"bce": cross_entropy, "mse": squared_error}
 
 
-def _summed(network, found, n_parts, comm):
+def mean_of_parts(network, found, n_parts, comm):
     """Mean over all parts of all ranks of gradients, statistics and loss, the same bits for any number of ranks."""
     terms = [{**gradients, **statistics, "loss": np.array([loss])} for gradients, statistics, loss in found]
     statistics = {name: values.shape for name, values in initial_statistics(network).items()}

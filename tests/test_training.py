@@ -167,7 +167,7 @@ def test_the_losses_slopes_are_their_differences_and_the_correction_lowers_the_b
 
 def test_unlabelled_particles_are_counted_by_the_area_they_take():
     micrograph = labelled(1, unlabelled=40)
-    share = Sampler([micrograph], TINY, DIAMETER, 1, Augmentation(), 0).unlabelled_share()
+    share = Sampler([micrograph], TINY, DIAMETER, 1, Augmentation(decoys=0.0), 0).unlabelled_share()
     assert share == pytest.approx(40 * np.pi * 1.2**2 / 160**2)
 
 
