@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrea.engine.checkpoint import PARTICLE, write_checkpoint
+from vitrea.engine.em import LARGEST_FLOW
 from vitrea.engine.model import Totals
 from vitrea.engine.shards import make_blocks, share_of
 
@@ -100,4 +101,6 @@ def gather_bytes(n_particles):
 def sum_bytes(n_classes, geometry, rings, n_groups=1):
     """Bytes of the one vector that an iteration on `rings` rings sums over ranks."""
     grid = geometry.grid
-    return Totals.zeros(n_classes, n_groups, geometry.ctf_terms, grid.with_rings(rings), grid.n_rings).pack().nbytes
+    sums = Totals.zeros(n_classes, n_groups, geometry.ctf_terms, grid.with_rings(rings), grid.n_rings).pack()
+    told = 1 + (n_classes**2 if n_classes <= LARGEST_FLOW else 0)   # seconds of a rank, and moves between classes
+    return sums.nbytes + told * sums.itemsize

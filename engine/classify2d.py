@@ -42,6 +42,7 @@ WORTH_A_PASS = 1.0            # nats a particle: a full pass after mini-batches 
 CENTRING_PASSES = 6
 STEADY_CHANGE = 0.15          # a larger fraction of class changes is never called converged, however steady
 FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
+MOVES_TOLD = 30               # changes of class that an iteration's record tells
 BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
 BATCH_A_CLASS, LEAST_BATCH = 50, 2000
 LEAST_SHARE = 1.0 / 2.0       # of a block that a mini-batch takes: a block costs its sums, however few its particles
@@ -412,9 +413,20 @@ def _report(run, state, report, seconds):
              changed=totals.changed / totals.particles, seconds=seconds,
              class_sizes=totals.assigned.astype(int).tolist(), seen=int(totals.particles), rings=before.model.rings,
              eta=_seconds_left(run.options, before, seconds, share), memory=peak_memory(),
-             sigma_offset=state.model.sigma_offset, poses=report["poses"], **report["seconds"])
+             sigma_offset=state.model.sigma_offset, poses=report["poses"], busy=run.passes.busy,
+             moves=_largest_moves(run.passes.moved), **report["seconds"])
     if report["reseeded"]:
         log.tell("reseed", iteration=state.iteration, map={new + 1: old + 1 for new, old in report["reseeded"].items()})
+
+
+def _largest_moves(moved):
+    """[class before, class after (numbers as in the STAR file), particles] of the MOVES_TOLD most frequent changes."""
+    if moved is None:
+        return None
+    moved = moved - np.diag(np.diag(moved))
+    order = np.argsort(-moved, axis=None, kind="stable")[:MOVES_TOLD]
+    pairs = zip(*np.unravel_index(order, moved.shape))
+    return [[int(old) + 1, int(new) + 1, int(moved[old, new])] for old, new in pairs if moved[old, new]]
 
 
 def _seconds_left(options, before, seconds, share):

@@ -15,6 +15,7 @@ from vitrea.engine.scoring import Particles
 from vitrea.engine.storage import pieces
 
 PROGRESS_SECONDS = 2.0
+LARGEST_FLOW = 200   # classes up to which moves from class to class are counted: their table goes with every message
 
 
 class Pass:
@@ -22,7 +23,8 @@ class Pass:
 
     poses (Poses) and scale float32[n] (brightness factors, mean 1 over all particles) are those of the last pass that
     saw a particle, and are replaced when a pass is complete: one that is stopped leaves no trace. seconds: time spent
-    by phase.
+    by phase. busy: mean time that ranks spent in the E step, of the time until the slowest was done. moved int64[K, K]:
+    particles by the class before the pass (row) and after it, of those seen; None with more than LARGEST_FLOW classes.
     """
 
     def __init__(self, shard, geometry, options, peak, n_particles, *, comm):
@@ -31,7 +33,7 @@ class Pass:
         self.poses, self.scale = self._empty()
         self._new_poses, self._new_scale = self._empty()
         self._seen = shard.space.zeros(len(shard), bool)
-        self.seconds = {}
+        self.seconds, self.busy, self.moved = {}, None, None
         # known once, so that gathering, which all ranks do piece by piece, needs no message about it
         self.largest_shard = int(largest_over_ranks(np.array([len(shard)]), comm=comm)[0])
 
@@ -80,14 +82,35 @@ class Pass:
         totals.assigned[:] = self._class_counts(model.n_classes)
         totals.scalars[Totals.SCALARS.index("stopping")] = self._stopping.is_set()
         self.seconds = {"e_step": time.perf_counter() - begin, **mean_seconds(self._clocks, self.options.threads)}
-        begin = time.perf_counter()
-        totals.unpack(sum_over_ranks(totals.pack(), comm=self.comm))
-        self.seconds["reduce"] = time.perf_counter() - begin
+        self._add_up(totals, model.n_classes)
         if totals.stopping:
             return None
         self.poses, self._new_poses = self._new_poses, self.poses
         self.scale, self._new_scale = self._new_scale, self.scale
         return totals
+
+    def _add_up(self, totals, n_classes):
+        """Sum over the ranks, in one message: the totals, and what is only told of a pass. Collective."""
+        own = [np.array([self.seconds["e_step"]]), self._moves(n_classes)]
+        begin = time.perf_counter()
+        packed = totals.pack()
+        together = sum_over_ranks(np.concatenate([packed, *own]), comm=self.comm)
+        self.seconds["reduce"] = time.perf_counter() - begin
+        totals.unpack(together[:len(packed)])
+        e_steps, moved = together[len(packed)], together[len(packed) + 1:]
+        self.busy = e_steps / self.comm.size / max(self.seconds["e_step"] + self.seconds["reduce"], 1e-9)
+        self.moved = moved.reshape(n_classes, -1).astype(np.int64) if len(moved) else None
+
+    def _moves(self, n_classes):
+        """float64[K·K]: particles of this rank by class before and after, of those that this pass saw and that had a
+        class; empty with more than LARGEST_FLOW classes."""
+        counts = np.zeros(n_classes * n_classes if n_classes <= LARGEST_FLOW else 0)
+        for part in pieces(len(self.shard)) if len(counts) else ():
+            before, after = self.poses.class_number[part], self._new_poses.class_number[part]
+            both = self._seen[part] & (before >= 0) & (after >= 0)
+            counts += np.bincount(before[both].astype(np.int64) * n_classes + after[both], minlength=len(counts))
+            self.shard.space.release()
+        return counts
 
     def _class_counts(self, n_classes):
         """int64[K]: particles of this rank whose best pose is in each class."""

@@ -13,7 +13,8 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
     iteration   iteration, of, stage ("minibatch" | "full"), log_likelihood, resolution [Å], pmax, changed (fraction),
                 seconds, e_step and of it coarse, score, posterior, accumulate, m_step, reduce, checkpoint [s], seen
                 (particles of this iteration), rings (used in it), class_sizes [particles], eta [s at most], memory
-                (peak of rank 0, bytes), sigma_offset [px], poses
+                (peak of rank 0, bytes), sigma_offset [px], poses, busy (mean time that ranks worked in the E step, of
+                that until the slowest was done), moves (the largest: class before, class after, particles)
     iteration   of cluster: iteration, of, stage ("cool" | "settle"), temperature, log_likelihood and held_out (of a
                 particle), class_sizes, outliers [particles learnt from], seconds, e_step, m_step, reduce, eta, memory
     reseed      iteration, map {class that was replaced: class it was split from} (numbers as in the STAR file)

@@ -63,12 +63,12 @@ def size_plots(found, reseeds):
 
 
 def flow_table(found):
-    """(heading, rows) of the largest moves between classes in the last iteration that tells of them; None if none
-    does."""
-    record = next((each for each in reversed(found) if each.get("moves")), None)
-    if record is None:
-        return None
-    return (("from class", "to class", "particles"), [(old, new, f"{count:,}") for old, new, count in record["moves"]])
+    """(heading, rows) of the largest moves between classes, of the first and the last iteration that tell of them;
+    None if none does."""
+    told = [record for record in found if record.get("moves")]
+    ends = {record["at"]: record for record in (*told[:1], *told[-1:])}
+    rows = [(at, old, new, f"{count:,}") for at, record in ends.items() for old, new, count in record["moves"]]
+    return (("iteration", "from class", "to class", "particles"), rows) if rows else None
 
 
 def timing_plots(found):
