@@ -31,6 +31,8 @@ def _add_select(commands: argparse._SubParsersAction) -> None:
     add("--classes", metavar="LIST", help="these classes: numbers and ranges like 1,4,7-9")
     add("--min-resolution", type=float, metavar="A", help="classes resolved to this or better [Å]")
     add("--min-particles", type=int, metavar="N", help="classes of at least so many particles")
+    add("--score", type=float, metavar="S", help="classes of this score or better, 0 to 1: how likely a class is one "
+        "of particles; the report tells why")
     add("--interactive", action="store_true", help="look at the classes and decide, on a page in a browser on this "
         "machine; rules, or an earlier selection, are where it starts")
     add("--port", type=int, default=0, metavar="P", help="with --interactive: the port of the page, to reach it "
@@ -42,10 +44,10 @@ def _select(arguments: argparse.Namespace) -> int:
     from vitrea.jobs.select import Rules
     from vitrea.jobs.select_run import interactive, select
 
-    rules = Rules(arguments.classes, arguments.min_resolution, arguments.min_particles)
+    rules = Rules(arguments.classes, arguments.min_resolution, arguments.min_particles, arguments.score)
     if not (rules or arguments.interactive):
-        raise JobError("select: no rule was given; expected one of --classes, --min-resolution, --min-particles, or "
-                       "--interactive; say which classes go on")
+        raise JobError("select: no rule was given; expected one of --classes, --min-resolution, --min-particles, "
+                       "--score, or --interactive; say which classes go on")
     if arguments.interactive:
         return interactive(arguments.folder, rules, arguments.out, arguments.port)
     return select(arguments.folder, rules, arguments.out)

@@ -24,6 +24,7 @@ from vitrea.jobs.report_classes import NO_CLASSES, class_page, data_uri, rounded
 from vitrea.jobs.report_course import convergence_plots, flow_table, iterations, size_plots, timing_plots
 from vitrea.jobs.report_section import Section
 from vitrea.jobs.report_warnings import warnings_of
+from vitrea.jobs.scores import scores_of
 
 REPORT_NAME = "report.html"
 RESULT_NAME = "result.png"   # of jobs that measure: what they found, beside what was expected
@@ -47,12 +48,12 @@ def write_report(folder, comparison=None):
     run = read_finished(folder) if is_finished(folder) else None
     if run:
         write_relion_files(folder)
-    entries, shared = class_page(run) if run else ([], NO_CLASSES)
+    entries, shared = class_page(run, scores_of(run)) if run else ([], NO_CLASSES)
     sections = _sections(folder, job, run, records, comparison)
     text, _ = render("report.html", ("plots.js", "gallery.js"),
                      shared | {"plots": {section.id: list(section.plots) for section in sections}},
-                     **_heading(folder, job, records, run), classes=entries, scored=any(e["reasons"] for e in entries),
-                     sections=_index(entries, sections), plot_sections=sections,
+                     **_heading(folder, job, records, run), classes=entries, sections=_index(entries, sections),
+                     scored=any(each["score"] is not None for each in entries), plot_sections=sections,
                      warnings=warnings_of(folder, job, run, records))
     path = folder / REPORT_NAME
     with written_beside(path) as beside:
@@ -150,7 +151,7 @@ def _course(folder, records):
     sizes, table = size_plots(found, reseeds), flow_table(found)
     if sizes:
         sections.append(Section("flow", "Class sizes and moves", "The table: the most frequent changes of class in the "
-                                "last iteration." if table else "", sizes, table=table))
+                                "first iteration that had any, and in the last." if table else "", sizes, table=table))
     sections.append(Section("timing", "Time and memory", words, timing_plots(found)))
     return sections
 

@@ -9,6 +9,7 @@ from vitrea.engine.finished import read_finished
 from vitrea.engine.subset import CHOICE, REJECTED, SELECTED, read_kept, write_subset
 from vitrea.jobs.pages import render
 from vitrea.jobs.report_classes import class_page
+from vitrea.jobs.scores import required_scores, scores_of
 from vitrea.jobs.select import by_hand, choose, output_folder
 from vitrea.jobs.select_page import Server
 
@@ -20,11 +21,13 @@ def select(run_folder, rules, out=None):
     """Write the selection of a run by Rules; the exit code."""
     folder = output_folder(run_folder, out, interactive=False)
     run = read_finished(run_folder)
-    choice = choose(run, rules)
+    scores = required_scores(run) if rules.score is not None else scores_of(run)
+    score = None if scores is None else scores.score
+    choice = choose(run, rules, score)
     if not choice.kept.any():
         raise JobError(f"{run_folder}: no class fulfils {', '.join(choice.criteria)}; expected at least one; loosen a "
                        "rule")
-    _tell(folder, write_subset(folder, run, choice), choice)
+    _tell(folder, write_subset(folder, run, choice, score), choice)
     return 0
 
 
@@ -46,18 +49,21 @@ def interactive(run_folder, rules, out=None, port=0):
 
 def serve(run, rules, folder, port=0):
     """The Server of the page for a FinishedRun, which writes into `folder`. JobError if the port is taken."""
-    choice = choose(run, rules)
+    scores = required_scores(run) if rules.score is not None else scores_of(run)
+    score = None if scores is None else scores.score
+    choice = choose(run, rules, score)
     earlier = None if rules else read_kept(folder, run.n_classes)
     start = choice.kept if earlier is None else earlier
-    entries, shared = class_page(run)
+    entries, shared = class_page(run, scores)
     for entry in entries:
         entry["kept"] = bool(start[entry["number"] - 1])
     page = shared | {"plots": {}, "kept": (np.flatnonzero(start) + 1).tolist()}
-    text, policy = render("select.html", SCRIPTS, page, title=str(run.folder), classes=entries, scored=False)
+    text, policy = render("select.html", SCRIPTS, page, title=str(run.folder), classes=entries,
+                          scored=scores is not None)
 
     def save(kept):
         decided = by_hand(choice, kept & (run.sizes > 0))
-        counts = write_subset(folder, run, decided)
+        counts = write_subset(folder, run, decided, score)
         _tell(folder, counts, decided)
         return {"selected": counts[0], "rejected": counts[1], "folder": str(folder)}
 

@@ -50,7 +50,7 @@ function show(number) {
   shown = number;
   dialog.querySelector("h2").textContent = one.name || `Class ${number}`;
   const image = element("img", {class: "large", src: tileOf(number).querySelector("img").src, alt: `Class average ${number}`});
-  const reasons = one.reasons && one.reasons.length ? [element("h3", {}, `Score ${one.score.toFixed(2)}`), element("ul", {}, ...one.reasons.map(each => element("li", {}, each)))] : [];
+  const reasons = one.score !== null ? [element("h3", {}, `Score ${one.score.toFixed(2)}`), element("ul", {}, ...one.reasons.map(each => element("li", {}, each)))] : [];
   dialog.querySelector(".inside").replaceChildren(element("div", {class: "split"}, element("div", {}, image), element("div", {}, facts(one), ...reasons)),
     element("div", {class: "plots"}, ...(one.size ? curves(one) : [])));
   if (!dialog.open) dialog.showModal();

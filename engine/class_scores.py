@@ -1,0 +1,136 @@
+"""How likely a class is one of particles: a logistic regression on figures that a person can check.
+
+logit p = bias + Σ weight · (figure − mean) / deviation; what each figure adds is told with the score. The weights are
+in class_scores.json, learned from simulated runs whose junk is known (benchmarks/classscores.py, which also judges them
+on runs held back). A figure that a run lacks counts as average. A network would know shapes; this can be argued with,
+and needs no library for networks.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+WEIGHTS = Path(__file__).with_name("class_scores.json")
+EDGE = 0.8          # of the particle's radius: the ring from here on is the edge
+TOLD = 3            # reasons of each kind that are told
+LEAST_TOLD = 0.3    # a change of the odds by less than a third is no reason
+BAND = 8            # shells are looked at down to the particle's diameter over this
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """score float64[K] in 0…1, NaN for classes without particles; added float64[K, F]: what each of the figures
+    float64[K, F] adds to the logit; names of the figures."""
+
+    score: np.ndarray
+    added: np.ndarray
+    figures: np.ndarray
+    names: tuple
+
+    def reasons(self, k):
+        """Sentences of class k: what speaks for it and against it, the strongest first."""
+        order = np.argsort(-np.abs(self.added[k]))
+        told = [i for i in order if abs(self.added[k, i]) >= LEAST_TOLD][:2 * TOLD]
+        return [f"{'for' if self.added[k, i] > 0 else 'against'} ({self.added[k, i]:+.1f}): "
+                f"{WORDS[self.names[i]].format(self.figures[k, i])}" for i in told]
+
+
+# What a figure is, in words with its value.
+WORDS = {
+    "resolved": "{:.1f} resolved elements across the particle, as ln",
+    "relative": "resolution {:+.2f} beside the run's median, as ln of the ratio",
+    "population": "population {:+.2f} beside the mean of the classes, as ln of the ratio",
+    "centre": "variance in the middle {:+.2f} beside that at the edge, as ln of the ratio",
+    "edge": "{:.2f} of the signal in the outer ring of the mask",
+    "offset": "centre of the signal {:.2f} radii from the middle",
+    "stripes": "{:.2f} of the power spectrum on one side: stripes or one edge",
+    "half_sets": "correlation of half-sets {:.2f} in the mean",
+    "pmax": "probability of the best pose {:+.2f} to the run's mean",
+    "brightness": "amplitude of the particles {:+.3f} to the mean of all",
+    "skewness": "skewness of the pixels {:+.2f}",
+}
+
+
+def score_classes(run, diameter):
+    """ClassScores of a FinishedRun whose particles have a `diameter` [Å], by the weights that come with Vitrea."""
+    learned = json.loads(WEIGHTS.read_text(encoding="utf-8"))
+    found = class_figures(run, diameter)
+    names = tuple(learned["weights"])
+    figures = np.stack([found[name] for name in names], axis=1)
+    mean, deviation, weight = (np.array([learned[key][name] for name in names])
+                               for key in ("mean", "deviation", "weights"))
+    added = np.nan_to_num(weight * (figures - mean) / deviation)
+    score = 1.0 / (1.0 + np.exp(-(learned["bias"] + added.sum(axis=1))))
+    return ClassScores(np.where(run.sizes > 0, score, np.nan), added, figures, names)
+
+
+def class_figures(run, diameter):
+    """{name: float64[K]} of a FinishedRun; NaN where a class has no particles, or the run no such column."""
+    found = _spectral(run, diameter) | _of_members(run) | _of_pixels(run, diameter / 2 / run.pixel_size)
+    empty = run.sizes == 0
+    return {name: np.where(empty, np.nan, values) for name, values in found.items()}
+
+
+def _spectral(run, diameter):
+    longest = run.box_size * run.pixel_size
+    resolution = np.nan_to_num(run.resolution, nan=longest)
+    band = (run.frequency > 0) & (run.frequency <= BAND / diameter)
+    usual = np.median(np.repeat(resolution, run.sizes)) if run.sizes.sum() else longest
+    with np.errstate(divide="ignore"):
+        population = np.log(run.sizes / max(run.sizes.mean(), 1e-9))
+    return {"resolved": np.log(diameter / resolution), "relative": np.log(usual / resolution),
+            "population": population, "half_sets": run.expected_frc[:, band].mean(axis=1)}
+
+
+def _of_members(run):
+    """Means over the particles of a class, beside the whole run."""
+    missing = np.full(run.n_classes, np.nan)
+
+    def mean(label):
+        values = run.numbers(label)
+        if values is None:
+            return missing, values
+        sums = np.bincount(run.class_number, values, run.n_classes)
+        return np.divide(sums, run.sizes, out=missing.copy(), where=run.sizes > 0), values
+
+    pmax, every = mean("rlnMaxValueProbDistribution")
+    norm, _ = mean("rlnNormCorrection")
+    return {"pmax": pmax if every is None else pmax - every.mean(), "brightness": norm - 1.0}
+
+
+def _of_pixels(run, radius):
+    """Figures of the class averages; radius of the particle [px]."""
+    axis = np.arange(run.box_size) - run.box_size // 2
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    distance = np.hypot(x, y)
+    radius = min(radius, run.box_size / 2 - 1)
+    inside, middle = distance <= radius, distance <= radius / 2
+    edge = inside & (distance > EDGE * radius)
+    found = {name: np.full(run.n_classes, np.nan) for name in ("centre", "edge", "offset", "stripes", "skewness")}
+    for k in np.flatnonzero(run.sizes):
+        image = run.averages[k].astype(np.float64)
+        image = np.where(inside, image - image[inside].mean(), 0.0)
+        power = image**2
+        total = power.sum()
+        if total <= 0:
+            continue
+        found["centre"][k] = np.log(max(power[middle].mean(), 1e-12) / max(power[edge].mean(), 1e-12))
+        found["edge"][k] = power[edge].sum() / total
+        found["offset"][k] = np.hypot((power * x).sum(), (power * y).sum()) / total / radius
+        found["stripes"][k] = _stripes(image, radius)
+        found["skewness"][k] = (image[inside]**3).mean() / (image[inside]**2).mean() ** 1.5
+    return found
+
+
+def _stripes(image, radius):
+    """|Σ P e^{2iθ}| / Σ P of the power spectrum P down to BAND elements across the particle: 0 if it has no preferred
+    direction, 1 if all of it lies on one."""
+    n = len(image)
+    power = np.abs(np.fft.fft2(image)) ** 2
+    axis = np.fft.fftfreq(n)
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    frequency = np.hypot(x, y)
+    band = (frequency > 0) & (frequency <= min(BAND / (2 * radius), 0.5))
+    turn = ((x + 1j * y)[band] / frequency[band]) ** 2
+    return abs((power[band] * turn).sum()) / max(power[band].sum(), 1e-30)
