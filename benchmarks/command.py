@@ -71,6 +71,8 @@ def fill(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
         _add_table(_add(commands, parser, name, f"manifold learning: {summary}", _table), name, snrs)
     _add_manifold(_add(commands, parser, "manifold", "manifold learning: E step, and solve of the M step", _manifold))
     _add_streaming(_add(commands, parser, "streaming", "particles in scratch: memory, disk and time", _streaming))
+    _add_dynamics(_add(commands, parser, "dynamics", "the two-valley model of SGD: tests T1 to T12", _dynamics))
+    _add_langevin(_add(commands, parser, "langevin", "trajectory steps of the two-valley model", _langevin))
     _add_compare(_add(commands, parser, "compare", "what changed between two files of records", _compare))
     return ["scaling", *words] if words and words[0].endswith(YAML) else words
 
@@ -247,6 +249,20 @@ def _add_streaming(parser):
     _add_output(parser)
 
 
+def _add_dynamics(parser):
+    parser.epilog = "About 4 minutes of CPU; mpiexec -n 2 vitrea bench dynamics halves them."
+    parser.add_argument("--trajectories", type=whole, default=2000, metavar="N",
+                        help="of a cell of the phase diagram; tolerances widen where there are fewer (default 2000)")
+    parser.add_argument("--seed", type=natural, default=0, metavar="S", help="start of every random draw (default 0)")
+    _add_output(parser)
+
+
+def _add_langevin(parser):
+    parser.epilog = "Started with a launcher, it also measures the efficiency: mpiexec -n 2 vitrea bench langevin"
+    parser.add_argument("--n", type=whole, default=5, metavar="N", help="runs under the clock, each (default 5)")
+    _add_output(parser)
+
+
 def _add_compare(parser):
     parser.add_argument("before", type=Path, metavar="A", help="JSON lines of vitrea bench")
     parser.add_argument("after", type=Path, metavar="B", help="JSON lines of vitrea bench")
@@ -380,6 +396,18 @@ def _manifold(arguments):
 
 def _streaming(arguments):
     from vitrea.benchmarks.streaming import command
+
+    return command(arguments)
+
+
+def _dynamics(arguments):
+    from vitrea.benchmarks.dynamics import command
+
+    return command(arguments)
+
+
+def _langevin(arguments):
+    from vitrea.benchmarks.langevin import command
 
     return command(arguments)
 
