@@ -7,7 +7,7 @@ each class's own particles, weighted by their responsibilities: with b = c∘t a
 
 in two half-sets, whose Fourier ring correlation says what repeats.
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from vitrea.engine.manifold import assign as manifold_assign
 from vitrea.kernels.exact import to_quanta
 
 HALVES = 2
+AT_ONCE = 64          # classes averaged at once
 LEAST_WEIGHT = 1e-6   # of Σ w c², relative to the largest: below it a component was not measured
 
 
@@ -119,6 +120,13 @@ def _add_members(sums, quanta, vectors, part):
 
 def averaged(sums, beta, layout):
     """The Averages of ClassSums, at a noise precision float64[R]. A class without particles is zero everywhere."""
+    parts = [_averaged(ClassSums(sums.data[:, i:i + AT_ONCE], sums.ctf2[:, i:i + AT_ONCE]), beta, layout)
+             for i in range(0, sums.data.shape[1], AT_ONCE)]
+    return Averages(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Averages)))
+
+
+def _averaged(sums, beta, layout):
+    """The same of a few classes: every class is averaged by itself, and what that takes is many times its size."""
     data, ctf2 = sums.data.sum(axis=0), sums.ctf2.sum(axis=0)
     plain, weight = _divided(data, ctf2, layout)
     noise = 1.0 / beta

@@ -65,7 +65,9 @@ def run(options, *, resume, comm):
         if not finished(options, trials, state):
             log.tell("stopped", **_reached(options, trials, state), reason=stop.reason)
             return "stopped"
-        cluster_results.write(begun, state.manifold)
+        manifold = state.manifold
+        del trials, state   # a dozen times as large
+        cluster_results.write(begun, manifold)
         return "done"
 
 
@@ -247,21 +249,23 @@ def _iterate(run, state, trials, only_cool=False):
         run.stop.asked()   # tells the other ranks
         if run.stop.agreed():
             return state
-        begin = time.perf_counter()
+        begin = time.perf_counter(), time.process_time()
         state, report = learner.step(state)
         run.memory = max(run.memory, peak_memory())
         _save(run, state, trials)
-        _report(run, trials, state, report, time.perf_counter() - begin)
+        _report(run, trials, state, report, (time.perf_counter() - begin[0], time.process_time() - begin[1]))
     if not only_cool:
         run.log.line(f"settled at T {state.manifold.temperature:.2f}" if state.stage == "done" else
                      "max_iterations reached, not settled")
     return state
 
 
-def _report(run, trials, state, report, seconds):
+def _report(run, trials, state, report, spent):
+    seconds, cpu_seconds = spent
     run.log.tell("iteration", iteration=state.iteration, of=limit(run.options, trials), stage=report.stage,
                  temperature=report.temperature, log_likelihood=report.log_likelihood, held_out=report.held_out,
                  class_sizes=np.rint(report.class_sizes).astype(int), outliers=report.outliers, seconds=seconds,
+                 cpu_seconds=cpu_seconds,
                  eta=(_most_left(run, trials, state) + _trials_left(run, trials, state)) * seconds, memory=run.memory,
                  **report.seconds)
 

@@ -19,7 +19,9 @@ from vitrea.engine.trials import widest
 from vitrea.engine.window import window_size
 
 POSED_COPIES = 6    # of the class averages at every pose of a window
-MODEL_COPIES = 10   # of the class averages: nodes, the best so far, sums, half-sets, the message between ranks
+MODEL_COPIES = 14   # of the class averages: nodes, the best so far, sums, their running mean, the message between ranks
+RESULT_COPIES = 8   # the same at the end: half-sets of a rank and of all, averages
+IMAGE_COPIES = 2    # of the pictures of the classes: as images and as they are drawn
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _planned(options, table, n_ranks, room):
     share = -(-len(table) // n_ranks)
     if n_ranks > 1:   # ranks are dealt whole blocks
         share = min(share + _largest_block(table), len(table))
-    needed = {place: int(_memory(options, geometry.plane, table, share, place)) for place in ("memory", "scratch")}
+    needed = {place: int(_memory(options, geometry, table, share, place)) for place in ("memory", "scratch")}
     storage = choose_storage(options, needed, room)
     model = options.n_classes * geometry.plane.n_components * 8
     disk = options.n_classes * geometry.box_size**2 * 4 + len(table) * (STAR_BYTES_A_ROW + 100) + 2 * model
@@ -99,12 +101,14 @@ def _largest_block(table):
     return max(len(block.rows) for block in make_blocks(table.optics_index))
 
 
-def _memory(options, plane, table, share, storage):
+def _memory(options, geometry, table, share, storage):
     """Bytes of rank 0 at its peak: particles, class averages and their sums in some copies, work on a block."""
-    size, n_classes = plane.n_components, options.n_classes
+    plane, n_classes = geometry.plane, options.n_classes
+    size, averages = plane.n_components, n_classes * (plane.n_components + plane.n_groups) * 8
     particle = 4 * plane.n_groups + 8 * plane.radius + BYTES_A_PARTICLE + (4 * size if storage == "memory" else 0)
     poses = window_size(getattr(options, "psi_error", 0.0), getattr(options, "offset_error", 0.0))
     compared = n_classes * poses   # class averages, at every pose of a window
-    model = (MODEL_COPIES + POSED_COPIES * (poses > 1) * poses) * n_classes * (size + plane.n_groups) * 8
+    model = (MODEL_COPIES + POSED_COPIES * (poses > 1) * poses) * averages
     block = options.threads * _largest_block(table) * (compared * 8 + size * 24) + compared * size * 4
-    return PROGRAM_BYTES + share * particle + len(table) * BYTES_A_ROW + model + block
+    results = RESULT_COPIES * averages + IMAGE_COPIES * n_classes * geometry.box_size**2 * 4
+    return PROGRAM_BYTES + share * particle + len(table) * BYTES_A_ROW + max(model + block, results)
