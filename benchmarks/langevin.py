@@ -20,7 +20,7 @@ from vitrea.engine.two_valleys import Landscape
 from vitrea.engine.two_valleys_ensemble import Cell, Ensemble, Setting
 from vitrea.kernels import langevin
 
-TRAJECTORIES, STEPS = 2000, 250
+TRAJECTORIES, STEPS, SHARED_STEPS = 2000, 250, 10_000
 RATE, STRENGTH = 0.0599, 0.0774   # a cell of the authors' grid in which trajectories hop
 GRID_STEPS = 100 * 2000 * 20_000   # of the authors' grid at their 2000 trajectories
 KEY = np.array([1, 0, 0, 0], dtype=np.uint64)
@@ -59,7 +59,7 @@ def measure(n, progress, comm):
               "grid_cpu_seconds": 1e-9 * GRID_STEPS * nanoseconds["diagonal"], "ranks": comm.size}
     if comm.size > 1:
         progress.step(f"langevin: {comm.size} ranks")
-        record |= _efficiency(comm)
+        record |= _efficiency(n, comm)
     return record | surroundings()
 
 
@@ -108,24 +108,32 @@ def _runs():
     }
 
 
-def _efficiency(comm):
-    """CPU time of a whole ensemble on every rank at once, of the shares with their sum over ranks, and their ratio."""
-    cells = [Cell(RATE, STRENGTH, 4000)]
-    setting = Setting(Landscape(), TRAJECTORIES, 5.0, 1, 1)
-    seconds = []
-    for share in (_Alone(), comm):
+def _efficiency(n, comm):
+    """Medians of n: CPU time of a whole ensemble on every rank at once, of the longest share, and their ratio over the
+    ranks; seconds of the sum over ranks."""
+    whole, shares, gathering = [], [], []
+    for _ in range(n):
+        seconds, _ = _simulated(_Alone(), comm)
+        whole.append(np.mean(comm.allgather(seconds)))
+        seconds, ensemble = _simulated(comm, comm)
+        shares.append(max(comm.allgather(seconds)))
         comm.Barrier()
-        begin = time.process_time()
-        ensemble = Ensemble(cells, setting, comm=share)
-        for number, first, last in ensemble.rounds():
-            ensemble.advance(number, first, last)
-        seconds.append(time.process_time() - begin)
-    begin = time.perf_counter()
-    ensemble.gathered()
-    gathering = time.perf_counter() - begin
-    whole, share = float(np.mean(comm.allgather(seconds[0]))), max(comm.allgather(seconds[1]))
-    return {"seconds_whole": whole, "seconds_share": share, "seconds_gathering": max(comm.allgather(gathering)),
-            "efficiency": whole / (comm.size * share)}
+        begin = time.perf_counter()
+        ensemble.gathered()
+        gathering.append(max(comm.allgather(time.perf_counter() - begin)))
+    return {"seconds_whole": float(np.median(whole)), "seconds_share": float(np.median(shares)),
+            "seconds_gathering": float(np.median(gathering)),
+            "efficiency": float(np.median(whole) / (comm.size * np.median(shares)))}
+
+
+def _simulated(share, comm):
+    """(CPU seconds, Ensemble) of the part of a cell that `share` deals to this rank."""
+    comm.Barrier()
+    begin = time.process_time()
+    ensemble = Ensemble([Cell(RATE, STRENGTH, SHARED_STEPS)], Setting(Landscape(), TRAJECTORIES, 5.0, 1, 1), comm=share)
+    for number, first, last in ensemble.rounds():
+        ensemble.advance(number, first, last)
+    return time.process_time() - begin, ensemble
 
 
 class _Alone:

@@ -28,7 +28,7 @@ SILENT_SECONDS = 60.0     # a run that writes nothing for this long, or
 SILENT_ITERATIONS = 5.0   # for so many times its last iteration, is said to be silent
 PLAIN_WIDTH = 100         # of a frame that goes to a file or a pipe
 ENDINGS = ("done", "stopped", "failed")
-STAGES = {"minibatch": "mini-batch", "full": "full pass", "train": "step", "scan": "micrograph",
+STAGES = {"minibatch": "mini-batch", "full": "full pass", "ensemble": "round", "train": "step", "scan": "micrograph",
           "extract": "micrograph"}
 
 Record = Mapping[str, object]
@@ -258,6 +258,9 @@ def _figures(record: Record) -> Table:
         return "–" if value is None else f"{float(value) * factor:{form}}".replace("-", "−", 1)
 
     row = Table.grid(padding=(0, 4))
+    if record.get("stage") == "ensemble":
+        row.add_row(f"{shown('seconds', '.1f')} s a round")
+        return row
     if "temperature" in record:
         row.add_row(
             f"log-likelihood of a particle {shown('log_likelihood', '.2f')}", f"held out {shown('held_out', '.2f')}",
