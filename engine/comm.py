@@ -1,18 +1,26 @@
 """MPI: the communicator, whether the launcher meant it, and how ranks agree to stop. The only module that imports
 mpi4py."""
 import atexit
+import functools
 import os
+import platform
 import signal
+import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 
 from vitrea.engine.errors import JobError
+from vitrea.engine.watchdog import Watchdog, patience
 
 # how many ranks the launcher started, by launcher: MPICH and Intel MPI (hydra), Open MPI, Slurm's srun
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 STOP_TAG = 7001
 WAIT_SECONDS = 0.05
+LAST_SECONDS = 5.0   # for an Abort to end this process, before it ends itself
+COLLECTIVES = ("Barrier", "Bcast", "Gather", "Gatherv", "Scatter", "Scatterv", "Allgather", "Allgatherv", "Reduce",
+               "Allreduce", "bcast", "gather", "scatter", "allgather", "reduce", "allreduce")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -29,7 +37,79 @@ def world():
         MPI.Init_thread()
         atexit.register(MPI.Finalize)
     check_launcher(MPI.COMM_WORLD.Get_size(), os.environ, MPI.Get_library_version().split("\n")[0])
-    return MPI.COMM_WORLD.Dup()
+    return _watched()(MPI.COMM_WORLD.Dup())
+
+
+@functools.cache
+def _watched():
+    """The class of communicators whose collectives tell the watchdog, if there is one, that the rank is inside."""
+    from mpi4py import MPI
+
+    class Watched(MPI.Intracomm):
+        dog = None       # of this process, for all its communicators: a rank is inside one collective at a time
+        entered = 0      # collectives of this communicator
+
+        def members(self):
+            """Ranks of the world."""
+            everybody = MPI.COMM_WORLD.Get_group()
+            return MPI.Group.Translate_ranks(self.Get_group(), None, everybody)
+
+        def Dup(self, info=None):
+            return Watched(super().Dup(info))
+
+        def Split(self, color=0, key=0):
+            return Watched(super().Split(color, key))
+
+    def watching(name):
+        plain = getattr(MPI.Intracomm, name)
+
+        def collective(self, *arguments, **named):
+            dog = Watched.dog
+            if dog is None:
+                return plain(self, *arguments, **named)
+            self.entered += 1
+            dog.enter(name, self.entered, self.members)
+            try:
+                return plain(self, *arguments, **named)
+            finally:
+                dog.leave()
+
+        return collective
+
+    for name in COLLECTIVES:
+        setattr(Watched, name, watching(name))
+    return Watched
+
+
+@contextmanager
+def watchdog(folder, told, *, comm):
+    """A context in which a rank that does not come to a collective for VITREA_PATIENCE seconds ends all ranks.
+
+    folder: seen by all ranks; told(message, rank, host): called on the rank that speaks for those that wait.
+    Collective at its beginning.
+    """
+    from mpi4py import MPI
+
+    seconds = patience(os.environ)
+    hosts = comm.allgather(platform.node())
+    kind = _watched()
+    if comm.size == 1 or not seconds or kind.dog is not None:
+        yield
+        return
+
+    def end(message, rank, host):
+        told(message, rank, host)
+        threading.Timer(LAST_SECONDS, os._exit, [1]).start()
+        if MPI.Query_thread() == MPI.THREAD_MULTIPLE:
+            MPI.COMM_WORLD.Abort(1)
+        os._exit(1)
+
+    kind.dog = Watchdog(folder, MPI.COMM_WORLD.rank, hosts, seconds, end)
+    try:
+        yield
+    finally:
+        dog, kind.dog = kind.dog, None
+        dog.close()
 
 
 def alone():

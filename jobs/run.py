@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,7 +248,8 @@ def _require_input(path: Path, job: Job) -> None:
 
 
 def _carry_out(job: Job, from_checkpoint: bool, comm) -> int:
-    ended = job.type.load_runner()(job.options, resume=from_checkpoint, comm=comm)
+    with watching(job.options.output, comm):
+        ended = job.type.load_runner()(job.options, resume=from_checkpoint, comm=comm)
     if comm.rank == 0:
         report = _reported(job.options.output) if ended == "done" else []
         with suppress(BrokenPipeError):   # `vitrea run … | head` has left; the run is done all the same
@@ -292,7 +294,18 @@ def _take_back(folder: Path, made: list[Path]) -> None:
             each.rmdir()
 
 
-def _log_failure(folder: Path, message: str, comm) -> None:
+def watching(folder: Path, comm) -> AbstractContextManager[None]:
+    """A context in which a rank that does not come ends the run, with a word on stderr and in the log of `folder`."""
+    from vitrea.engine.comm import watchdog
+
+    def told(message: str, rank: int | None, host: str | None) -> None:
+        print(f"vitrea: {message}", file=sys.stderr, flush=True)
+        _log_failure(folder, message, comm, rank, host)
+
+    return watchdog(folder, told, comm=comm)
+
+
+def _log_failure(folder: Path, message: str, comm, rank: int | None = None, host: str | None = None) -> None:
     """The last line of the log, unless the run wrote it. Any rank may be the one that failed."""
     with suppress(OSError, JobError):
         records = read_records(folder / RECORDS_NAME)
@@ -301,8 +314,9 @@ def _log_failure(folder: Path, message: str, comm) -> None:
         at = next((record for record in reversed(records) if "iteration" in record), {})
         with RunLog(folder, echo=False) as log:
             log.tell(
-                "failed", iteration=at.get("iteration"), phase=at.get("phase"), rank=comm.rank, ranks=comm.size,
-                host=platform.node(), message=message,
+                "failed", iteration=at.get("iteration"), phase=at.get("phase"),
+                rank=comm.rank if rank is None else rank, ranks=comm.size, host=host or platform.node(),
+                message=message,
             )
 
 

@@ -96,7 +96,8 @@ def _require_own(folder: Path) -> None:
 
 
 def _stages(pipeline: Pipeline, only: str | None, comm) -> int:
-    with StopRequest(comm=comm) as stop, _open_log(pipeline, comm) as log:
+    with (StopRequest(comm=comm) as stop, _open_log(pipeline, comm) as log,
+          jobs_run.watching(pipeline.output, comm)):
         log.record("start", job=PIPELINE, output=str(pipeline.output), host=platform.node(), ranks=comm.size,
                    process=os.getpid(), stages=[stage.name for stage in pipeline.stages])
         log.line(f"pipeline   {pipeline.output}   {_count(pipeline)}")

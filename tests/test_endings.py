@@ -7,6 +7,7 @@ SIGKILL of a rank makes mpiexec end the others within a second, with exit code 9
 """
 
 import os
+import platform
 import random
 import re
 import shutil
@@ -174,6 +175,29 @@ def test_a_rank_that_dies_ends_the_job_at_once(begin, job, tmp_path, rank):
     os.kill(rank_processes(tmp_path)[rank], signal.SIGKILL)
     assert process.wait(10) != 0
     wait_until_gone(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_ends_the_job_after_the_patience_and_is_named(
+    begin, launch, job, tmp_path, undisturbed, monkeypatch, rank
+):
+    """Stopped, as one whose file system hangs would be: it neither comes nor dies."""
+    monkeypatch.setenv("VITREA_PATIENCE", "4")
+    process = begin(2, "slow.py", "iterating", *RUN[2:])
+    wait_until(lambda: iterations(job) >= 1, process)
+    os.kill(rank_processes(tmp_path)[rank], signal.SIGSTOP)
+    begun = time.monotonic()
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, told
+    assert time.monotonic() - begun < 30
+    assert f"vitrea: rank {rank} on {platform.node()} has not come, while others wait in" in told
+    failed = read_records(job / "record.jsonl")[-1]
+    assert (failed["kind"], failed["rank"], failed["host"]) == ("failed", rank, platform.node())
+    wait_until_gone(tmp_path)
+    monkeypatch.delenv("VITREA_PATIENCE")
+    ended = launch(0, *RESUME)
+    assert ended.returncode == 0, ended.stderr
+    same_files(job, undisturbed, RESULT_FILES)
 
 
 # ---- signals
