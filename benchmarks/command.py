@@ -143,9 +143,9 @@ def _add_scan(parser):
 
 def _add_picker(parser):
     add = parser.add_argument
-    add("--set", required=True, choices=("klh", "apoferritin", "betagal", "quality"), help="real images of VITREA_DATA")
+    add("--set", required=True, choices=("klh", "apoferritin", "betagal"), help="real images of VITREA_DATA")
     add("--network", default="vitrea", metavar="PRESET", help="network and its recipe (default vitrea)")
-    add("--seed", type=int, default=0, metavar="S", help="start of every random draw (default 0)")
+    add("--seeds", nargs="+", type=int, default=[0], metavar="S", help="starts of the random draws (default 0)")
     add("--steps", type=whole, metavar="N", help="steps of training (default: the recipe's)")
     _add_output(parser)
 
@@ -326,7 +326,7 @@ def _scan(arguments):
 def _picker(arguments):
     from vitrea.benchmarks.picking import measure, told
 
-    record = measure(arguments.set, (arguments.network, arguments.seed, arguments.steps), arguments.progress)
+    record = measure(arguments.set, (arguments.network, arguments.seeds, arguments.steps), arguments.progress)
     return _kept(arguments, record, told)
 
 

@@ -16,7 +16,7 @@ import mrcfile
 import numpy as np
 
 from vitrea.benchmarks.picking import SETS, prepare, score_split
-from vitrea.benchmarks.records import DEFAULT, keep, surroundings
+from vitrea.benchmarks.records import DEFAULT, keep, read_all, surroundings
 from vitrea.engine.comm import world
 from vitrea.engine.errors import JobError
 from vitrea.engine.star import write_star
@@ -38,10 +38,14 @@ def main(argv=None):
     add("--seeds", nargs="+", type=int, default=(0, 1, 2), metavar="S", help="seeds (default 0 1 2)")
     add("--steps", type=int, metavar="N", help="steps of training (default: the recipe's)")
     add("--records", type=Path, default=DEFAULT, metavar="FILE", help="JSON lines (default %(default)s)")
+    add("--from", dest="read", type=Path, metavar="FILE", help="measure nothing; table and plot of kept records")
+    add("--plot", type=Path, metavar="PNG", help="also draw the table")
     add("--json", action="store_true", help="print the records, not the table")
     given = parser.parse_args(argv)
     try:
-        records = measure(given)
+        records = kept(given) if given.read else measure(given)
+        if given.plot:
+            draw(records, given.plot)
     except JobError as mistake:
         print(f"vitrea: {mistake}", file=sys.stderr)
         return 2
@@ -66,7 +70,7 @@ def measure(given):
                 print(f"{given.set}: fewer particles than {kind} with {number} labels needs; left out",
                       file=sys.stderr)
                 continue
-            _link(whole, folder, tested)
+            link(whole, folder, tested)
             trained_on = [stem for stem in pool if (folder / "micrographs" / f"{stem}.mrc").exists()]
             found = score_split(folder, (trained_on, tested), SETS[given.set], ("vitrea", seed, given.steps), comm,
                                 expected if kind == KINDS[2] else None)
@@ -76,6 +80,15 @@ def measure(given):
             if given.json:
                 print(json.dumps(records[-1]), flush=True)
     return records
+
+
+def kept(given):
+    """The records of a file that were measured on the set; JobError if there are none."""
+    found = [each for each in read_all(given.read) if (each["benchmark"], each.get("name")) == ("labels", given.set)]
+    if not found:
+        raise JobError(f"{given.read}: found no records of labels on {given.set}; expected those that this benchmark "
+                       "keeps; measure them first")
+    return found
 
 
 def take_labels(whole, folder, pool, case):
@@ -112,7 +125,7 @@ def take_labels(whole, folder, pool, case):
             mrc.voxel_size = size
         write_star(folder / "coordinates" / f"{stem}.star", {
             "": {"rlnCoordinateX": x[kept], "rlnCoordinateY": y[kept]}})
-        _link(whole, folder, [stem], ("ignore",))
+        link(whole, folder, [stem], ("ignore",))
     return total / len(used)
 
 
@@ -121,7 +134,8 @@ def _rows(y, number, image):
     return min(len(image), max(LEAST_SIDE, int(np.sort(y)[number - 1]) + 1))
 
 
-def _link(whole, folder, stems, parts=("micrographs", "coordinates", "ignore")):
+def link(whole, folder, stems, parts=("micrographs", "coordinates", "ignore")):
+    """Links in `folder` to all that a set has of some micrographs."""
     for part in parts:
         for stem in stems:
             for path in (whole / part).glob(f"{stem}.*"):
@@ -129,16 +143,35 @@ def _link(whole, folder, stems, parts=("micrographs", "coordinates", "ignore")):
 
 
 def table(records):
-    """F1 by number of labels and kind: the mean over the seeds, and in brackets the least and the greatest."""
+    """F1 by number of labels and kind: the median of the seeds, and in brackets the least and the greatest."""
     numbers = list(dict.fromkeys(record["labels"] for record in records))
     lines = ["| labels | " + " | ".join(map(str, numbers)) + " |", "|---" * (len(numbers) + 1) + "|"]
     for kind in dict.fromkeys(record["kind"] for record in records):
         cells = []
         for number in numbers:
             f1 = [record["f1"] for record in records if (record["kind"], record["labels"]) == (kind, number)]
-            cells.append(f"{np.mean(f1):.3f} ({min(f1):.3f}–{max(f1):.3f})" if f1 else "–")
+            cells.append(f"{np.median(f1):.3f} ({min(f1):.3f}–{max(f1):.3f})" if f1 else "–")
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def draw(records, path):
+    """F1 over the number of labels, a line for each kind: the median of the seeds, and dots for each seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for kind in dict.fromkeys(record["kind"] for record in records):
+        of_kind = [record for record in records if record["kind"] == kind]
+        numbers = sorted({record["labels"] for record in of_kind})
+        f1 = [[record["f1"] for record in of_kind if record["labels"] == number] for number in numbers]
+        line, = axes.plot(numbers, [np.median(each) for each in f1], label=kind)
+        for number, each in zip(numbers, f1):
+            axes.plot([number] * len(each), each, ".", color=line.get_color())
+    axes.set(xscale="log", xlabel="labels trained on", ylabel="F1 on other micrographs", title=records[0]["name"])
+    axes.set_xticks(NUMBERS, map(str, NUMBERS))
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -100,10 +100,13 @@ def _add_blob(canvas, blob, kind, random, sign):
     if (high <= low).any():
         return
     y, x = (np.arange(a, b) - c for a, b, c in zip(low, high, centre))
-    angle, k = np.arctan2(y[:, None], x), np.arange(1, HARMONICS + 1)[:, None, None]
-    outline = radius * (1 + np.tensordot(harmonics[0], np.cos(k * angle), 1)
-                        + np.tensordot(harmonics[1], np.sin(k * angle), 1))
-    depth = outline - np.hypot(y[:, None], x)
+    distance = np.hypot(y[:, None], x)
+    turn = (x + 1j * y[:, None]) / np.maximum(distance, 1e-9)   # e^(i·angle); its powers are the harmonics
+    outline, power = 1.0, 1.0
+    for cosine, sine in harmonics.T:
+        power = power * turn
+        outline = outline + cosine * power.real + sine * power.imag
+    depth = radius * outline - distance
     canvas[low[0]:high[0], low[1]:high[1]] += sign * _edge(depth, kind, random)
 
 

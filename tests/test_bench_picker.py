@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrea.benchmarks import labels, picking
+from vitrea.benchmarks import labels
 from vitrea.benchmarks.picking import _splits
 from vitrea.jobs.cli import main
 from vitrea.picker.coordinates import read_coordinates
@@ -47,18 +47,17 @@ def test_the_record_tells_f1_of_micrographs_that_were_not_trained_on(tmp_path, c
     (tmp_path / "prepare.py").write_text(PREPARE)
     assert main(["bench", "picker", "--set", "apoferritin", "--steps", "40", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["splits"][0]["tested"] == ["m3", "m4"]
+    assert record["runs"][0]["splits"][0]["tested"] == ["m3", "m4"]
     # A particle in a disc that is ignored counts for nothing: there are seven to be found on each micrograph.
-    assert record["splits"][0]["true"] + record["splits"][0]["missed"] == 14
+    assert record["runs"][0]["splits"][0]["true"] + record["runs"][0]["splits"][0]["missed"] == 14
     assert record["f1"] > 0.8
     assert min(record["precision"], record["recall"]) > 0.6
-    assert record["f1"] == pytest.approx(np.mean([split["f1"] for split in record["splits"]]))
+    assert record["f1"] == pytest.approx(np.mean([split["f1"] for split in record["runs"][0]["splits"]]))
     assert record["train_cpu_seconds"] > record["pick_cpu_seconds"] > 0
     assert (tmp_path / "bench.jsonl").exists()
 
 
-def test_picks_on_images_without_particles_are_counted_by_specimen_and_image(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(picking, "SETS", {"apoferritin": picking.SETS["apoferritin"]})
+def test_picks_on_images_without_particles_are_counted_by_image_and_seed(tmp_path, capsys):
     (tmp_path / "prepare.py").write_text(PREPARE)
     y, x = np.mgrid[:140, :150]
     for number, folder in enumerate(("3none", "5ice", "4other")):
@@ -67,11 +66,14 @@ def test_picks_on_images_without_particles_are_counted_by_specimen_and_image(tmp
         if folder == "5ice":   # two discs such as the models learn: they must be found, so that a count is a count
             image -= sum(80 / (1 + np.exp(np.hypot(y - 70, x - centre) - 13)) for centre in (45, 105))
         Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(tmp_path / "quality" / folder / "a.png")
-    assert main(["bench", "picker", "--set", "quality", "--steps", "40", "--json"]) == 0
+    assert main(["bench", "picker", "--set", "apoferritin", "--steps", "30", "--seeds", "0", "1", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["images"] == ["quality/3none/a.png", "quality/5ice/a.png"]
-    assert record["picks"] == {"apoferritin": [0, 2]}
-    assert (record["most"], record["mean"]) == (2, 1.0)
+    assert [run["splits"][0]["empty"]["3none a"] for run in record["runs"]] == [0, 0]
+    assert max(run["splits"][0]["empty"]["5ice a"] for run in record["runs"]) == 2
+    assert list(record["runs"][0]["splits"][0]["empty"]) == ["3none a", "5ice a"]
+    assert record["seeds"] == [run["seed"] for run in record["runs"]] == [0, 1]
+    assert record["f1"] == pytest.approx(np.mean([run["f1"] for run in record["runs"]]))   # the median of two
+    assert record["runs"][0]["splits"] != record["runs"][1]["splits"]
 
 
 def test_labels_are_as_many_as_asked_for_and_half_of_them_may_be_missing(tmp_path):
@@ -105,7 +107,7 @@ def taken(folder):
 
 
 def test_the_table_of_few_labels(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(labels, "POOL", {"apoferritin": 3})
+    monkeypatch.setattr(labels, "POOL", {"apoferritin": 3, "klh": 4})
     (tmp_path / "prepare.py").write_text(PREPARE)
     assert labels.main(["--numbers", "14", "99", "--kinds", "complete", "--seeds", "0", "1", "--steps", "20"]) == 0
     told = capsys.readouterr()
@@ -115,6 +117,11 @@ def test_the_table_of_few_labels(tmp_path, monkeypatch, capsys):
     assert [(record["labels"], record["seed"], record["tested"]) for record in records] == [
         (14, 0, ["m3", "m4"]), (14, 1, ["m3", "m4"])]
     assert min(record["f1"] for record in records) > 0.5
+    assert labels.main(["--from", "bench.jsonl", "--plot", "f1.png"]) == 0
+    assert capsys.readouterr().out == told.out
+    assert Image.open("f1.png").size == (720, 480)
+    assert labels.main(["--from", "bench.jsonl", "--set", "klh"]) == 2
+    assert "found no records of labels on klh" in capsys.readouterr().err
 
 
 def test_all_but_one_in_turn():
@@ -125,6 +132,3 @@ def test_all_but_one_in_turn():
 def test_missing_data_are_told(tmp_path, capsys):
     assert main(["bench", "picker", "--set", "klh"]) == 2
     assert "found no prepare.py; expected the real micrographs; set VITREA_DATA" in capsys.readouterr().err
-    (tmp_path / "prepare.py").touch()
-    assert main(["bench", "picker", "--set", "quality"]) == 2
-    assert "found no images of classes 3 and 5" in capsys.readouterr().err
