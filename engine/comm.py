@@ -37,6 +37,7 @@ def world():
         MPI.Init_thread()
         atexit.register(MPI.Finalize)
     check_launcher(MPI.COMM_WORLD.Get_size(), os.environ, MPI.Get_library_version().split("\n")[0])
+    check_allocation(MPI.COMM_WORLD.Get_size(), os.environ)
     return _watched()(MPI.COMM_WORLD.Dup())
 
 
@@ -131,6 +132,24 @@ def check_launcher(size, environment, library):
                 "expected the launcher and the library of one MPI; use the mpiexec (or srun --mpi=…) of the MPI "
                 "that mpi4py loads, or load the module of the one you launched with"
             )
+
+
+def check_allocation(size, environment):
+    """Refuse a job that uses one rank of the many tasks that Slurm has given it, or more ranks than it has given."""
+    tasks = environment.get("SLURM_NTASKS", "")
+    if not tasks.isdigit() or "SLURM_JOB_ID" not in environment:
+        return
+    launched = any(environment.get(name, "").isdigit() for name in SIZE_VARIABLES)
+    if int(tasks) > 1 and not launched:
+        raise JobError(
+            f"MPI: the allocation has {tasks} tasks (SLURM_NTASKS), but vitrea was started once, without a launcher; "
+            "expected srun or mpiexec before vitrea; for one rank on purpose, start it with 'srun -n 1'"
+        )
+    if size > int(tasks) and "SLURM_OVERCOMMIT" not in environment:
+        raise JobError(
+            f"MPI: {size} ranks were started, but the allocation has {tasks} tasks (SLURM_NTASKS); expected no more "
+            "ranks than tasks, for they would share cores; ask for more tasks, or start fewer ranks"
+        )
 
 
 def library_name():

@@ -45,6 +45,8 @@ class Allocation(Options):
     leave: int = key("seconds before the end at which the run writes a checkpoint and leaves", 120, minimum=10,
                      **MACHINE)
     requeues: int = key("times that a run whose time was over goes back into the queue", 20, minimum=0, **MACHINE)
+    patience: float = key("a rank that does not come to the others for so long ends the run; 0: they wait for ever",
+                          1800.0, unit="s", minimum=0, **MACHINE)
     modules: tuple[str, ...] | None = key("modules to load", None, null_means="none", example=("mpich/5.0",), **MACHINE)
     launcher: str | None = key("what starts the ranks, its options with it; {ranks} and {threads} are replaced", None,
                                null_means="srun under Slurm, mpiexec under PBS, pinned to cores",

@@ -110,7 +110,8 @@ def _stage_batches(path: Path, pipeline: Pipeline, asked: Sequence[str]) -> list
 def _batch(name: str, output: Path, allocation: Allocation, stage: Stage | None = None) -> Batch:
     dialect = SCHEDULERS[allocation.scheduler]
     values = {
-        "threads": allocation.threads, "output": quoted(output), "resolved": quoted(output / JOB_NAME),
+        "threads": allocation.threads, "patience": f"{allocation.patience:.15g}",
+        "output": quoted(output), "resolved": quoted(output / JOB_NAME),
         "job": quoted(output / SUBMIT / JOB_NAME), "launcher": quoted(*launcher_words(allocation)),
         "vitrea": quoted(sys.executable, "-m", "vitrea.jobs"), "number": f'"${dialect.job_variable}"',
         "words": f" --stage {quoted(stage.name)}" if stage else "",

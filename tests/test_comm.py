@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from vitrea.engine.checkpoint import PARTICLE
-from vitrea.engine.comm import StopRequest, check_launcher, gather_rows, largest_over_ranks, sum_over_ranks
+from vitrea.engine.comm import (
+    StopRequest,
+    check_allocation,
+    check_launcher,
+    gather_rows,
+    largest_over_ranks,
+    sum_over_ranks,
+)
 from vitrea.engine.em import Pass
 from vitrea.engine.errors import JobError
 from vitrea.engine.expectation import Search
@@ -103,3 +110,22 @@ def test_a_launcher_of_another_mpi_is_refused_with_a_sentence():
         check_launcher(1, {"PMI_SIZE": "4"}, "Open MPI v5")
     check_launcher(4, {"PMI_SIZE": "4"}, "MPICH")
     check_launcher(1, {"PMI_SIZE": "1", "SLURM_NTASKS": "8"}, "MPICH")
+
+
+ALLOCATED = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}
+
+
+@pytest.mark.parametrize(("size", "environment"), [
+    (1, {}), (8, ALLOCATED | {"PMI_SIZE": "8"}), (4, ALLOCATED | {"SLURM_STEP_NUM_TASKS": "4"}),
+    (1, ALLOCATED | {"SLURM_STEP_NUM_TASKS": "1"}), (1, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}),
+    (16, ALLOCATED | {"PMI_SIZE": "16", "SLURM_OVERCOMMIT": "1"}), (1, {"SLURM_NTASKS": "8"})])
+def test_ranks_that_fit_the_allocation_are_let_pass(size, environment):
+    check_allocation(size, environment)
+
+
+@pytest.mark.parametrize(("size", "environment", "words"), [
+    (1, ALLOCATED, "the allocation has 8 tasks .SLURM_NTASKS., but vitrea was started once, without a launcher; exp"),
+    (16, ALLOCATED | {"PMI_SIZE": "16"}, "16 ranks were started, but the allocation has 8 tasks")])
+def test_ranks_that_do_not_fit_the_allocation_are_refused(size, environment, words):
+    with pytest.raises(JobError, match=words):
+        check_allocation(size, environment)

@@ -1,5 +1,6 @@
 # Ranks and the job's `threads` do the parallel work.
 export OMP_NUM_THREADS=@threads OMP_PLACES=cores OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 BLIS_NUM_THREADS=1
+export VITREA_PATIENCE=@patience
 if [ -e @resolved ]; then set -- resume @output; else set -- run @job; fi
 # Asked to leave before the time is over, or because the nodes are needed: the run is told until it has left. Before it
 # listens, it is deaf to these signals, as it would end by them.
