@@ -14,11 +14,11 @@ from pathlib import Path
 
 from vitrea.engine.options import JobOptions, key, options_of
 
-COMMON = ("input", "output", "experiment", "seed", "checkpoint_minutes")
+COMMON = ("output", "experiment", "seed", "checkpoint_minutes")
 LANDSCAPE = ("flat_minimum", "sharp_minimum", "y_f", "y_b", "y_d", "loss_height")
 ENSEMBLE = ("learning_rates", "noise_strengths", "trajectories", "iterations", "start_y", "noise_power", "rule",
             "noise", *LANDSCAPE)
-DESCENTS = ("learning_rates", "batch_sizes", "repeats", "matched_losses", "learning_time", "replacement")
+DESCENTS = ("input", "learning_rates", "batch_sizes", "repeats", "matched_losses", "learning_time", "replacement")
 BRANCHES = ("branch_times", "children", "horizon")
 DENSE = ("hidden", "per_class")
 TILES = ("coordinates", "diameter", "parts", "tests")

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 
 SIMULATED = {"linestyle": "none", "marker": "o", "markersize": 4, "capsize": 2}
+LEAST_TIME = 0.1   # of freezing, that a colour is given to
 AUTHORS = {"linestyle": "none", "marker": "x", "color": "black", "markersize": 6}
 
 
@@ -11,15 +12,16 @@ def draw_phases(result, path: Path) -> None:
     """P_flat and freezing time over learning rate and noise strength; P_flat against their product, with F4."""
     figure = _figure(14, 4.2)
     left, middle, right = figure.subplots(1, 3)
-    for axes, name, words in ((left, "p_flat", "fraction in the flat valley"),
-                              (middle, "normalised_freezing_time", "freezing time η t_f")):
-        _draw_map(figure, axes, result["cells"], name, words)
+    _draw_map(figure, left, result["cells"], ("p_flat", "fraction in the flat valley"))
+    _draw_map(figure, middle, result["cells"], ("normalised_freezing_time", "freezing time η t_f"), norm="log",
+              vmin=LEAST_TIME)
     delta = _values(result, "learning_rate") * _values(result, "noise_strength")
     right.errorbar(delta, _values(result, "p_flat"), _values(result, "p_flat_error"), label="simulated", **SIMULATED)
-    right.plot(delta, _values(result, "theory_p_flat"), "_", color="tab:orange", label="theory F4")
+    right.plot(delta, _values(result, "theory_p_flat"), "s", color="tab:orange", fillstyle="none", markersize=9,
+               label="theory F4")
     right.plot(delta, _values(result, "authors_p_flat"), label="the authors'", **AUTHORS)
     right.set(xscale="log", xlabel="effective noise Δ = ησ", ylabel="fraction in the flat valley")
-    right.legend()
+    right.legend(loc="upper left")
     _save(figure, path)
 
 
@@ -36,7 +38,7 @@ def draw_scan(result, path: Path) -> None:
                   label=f"as printed, ε = {result['printed_epsilon']:g}")
         axes.plot(delta, _values(result, f"authors_{name}"), label="the authors'", **AUTHORS)
         axes.set(xscale="log", xlabel="effective noise Δ = ησ", ylabel=words)
-        axes.legend()
+        axes.legend(loc="lower right")
     _save(figure, path)
 
 
@@ -54,7 +56,7 @@ def draw_courses(result, path: Path) -> None:
         axes.plot(y[mine], _values(result, "steady_p_flat")[mine], ":", color=colour, label="steady state F2")
     axes.plot(y, _values(result, "authors_p_flat"), label="the authors'", **AUTHORS)
     axes.set(xlabel="progress y", ylabel="fraction in the flat valley")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower right")
     _save(figure, path)
 
 
@@ -74,7 +76,7 @@ def draw_quench(result, path: Path) -> None:
         axes.axvline(_values(result, "held_freezing_time")[strength == each][0], linestyle=":", color=colour,
                      label="freezing time")
     axes.set(xlabel="time of quenching, learning rate × steps", ylabel="fraction in the flat valley")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower right")
     _save(figure, path)
 
 
@@ -90,7 +92,7 @@ def draw_cooling(result, path: Path) -> None:
     axes.plot(range(len(cells)), _values(result, "theory_p_flat"), "_", markersize=14, label="theory F4")
     axes.set_xticks(range(len(cells)), names, fontsize="small")
     axes.set(ylabel="fraction in the flat valley")
-    axes.legend()
+    axes.legend(loc="lower right")
     _save(figure, path)
 
 
@@ -98,12 +100,13 @@ def _values(result, name: str) -> np.ndarray:
     return np.array([np.nan if cell.get(name) is None else cell[name] for cell in result["cells"]], dtype=np.float64)
 
 
-def _draw_map(figure, axes, cells, name: str, words: str) -> None:
+def _draw_map(figure, axes, cells, told: tuple[str, str], **scale) -> None:
+    name, words = told
     rates, strengths = (sorted({cell[key] for cell in cells}) for key in ("learning_rate", "noise_strength"))
     values = np.full((len(rates), len(strengths)), np.nan)
     for cell in cells:
         values[rates.index(cell["learning_rate"]), strengths.index(cell["noise_strength"])] = cell[name]
-    shown = axes.imshow(values, origin="lower", aspect="auto")
+    shown = axes.imshow(np.maximum(values, scale.get("vmin", values)), origin="lower", aspect="auto", **scale)
     axes.set_xticks(range(len(strengths)), [f"{strength:.3g}" for strength in strengths], rotation=60)
     axes.set_yticks(range(len(rates)), [f"{rate:.3g}" for rate in rates])
     axes.set(xlabel="noise strength σ", ylabel="learning rate η", title=words)
