@@ -45,7 +45,8 @@ RIDGE = 1.0            # penalty of a squared weight, in classes: figures that s
 AGAINST = ("edge", "offset", "stripes")   # the more, the worse; of all others more is better
 LEAST_PARTICLES = 5    # of a class that is learned from or judged
 THRESHOLD = 0.5
-MAPS = {"bgal": "betaGal.mrc", "ribosome": "clean70SRibosome_vol_65p.mrc"}
+SPECIMENS = {"bgal": ["--map", DATA / "maps" / "betaGal.mrc"],
+             "proteasome": ["--model", DATA / "structures" / "3c91.pdb.gz"]}
 # set: for training?, specimen, box [px], pixel size [Å], diameter [Å], SNR, views, classes, seed
 SIMULATED = {
     "train-1": (True, None, 48, 5.0, 190, 0.1, 8, 14, 1),
@@ -56,8 +57,8 @@ SIMULATED = {
     "train-6": (True, "bgal", 64, 3.6, 190, 0.05, 20, 20, 6),
     "held-builtin": (False, None, 56, 4.4, 200, 0.05, 12, 16, 11),
     "held-bgal": (False, "bgal", 56, 4.0, 190, 0.07, 12, 16, 12),
-    "held-ribosome": (False, "ribosome", 56, 6.0, 270, 0.05, 12, 16, 13),
-    "held-ribosome-low": (False, "ribosome", 48, 7.0, 270, 0.02, 8, 12, 14),
+    "held-proteasome": (False, "proteasome", 56, 4.4, 190, 0.05, 12, 16, 13),
+    "held-proteasome-low": (False, "proteasome", 48, 5.0, 190, 0.02, 8, 12, 14),
 }
 # set: box [px of the micrograph], after scaling [px], diameter [Å], classes, further keys
 REAL = {
@@ -96,7 +97,7 @@ def latest(path):
 
 def simulated_run(folder, name, n):
     training, specimen, box, pixel, diameter, snr, views, classes, seed = SIMULATED[name]
-    more = ["--map", DATA / "maps" / MAPS[specimen]] if specimen else []
+    more = SPECIMENS[specimen] if specimen else []
     vitrea("simulate", "particles", "--out", name, "--n", n, "--views", views, "--box", box, "--pixel-size", pixel,
            "--snr", snr, "--seed", seed, "--junk", JUNK, "--threads", 1, *more, folder=folder)
     classify(folder, {"input": f"{name}/particles.star", "n_classes": classes, "particle_diameter": diameter,

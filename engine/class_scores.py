@@ -32,23 +32,23 @@ class ClassScores:
         """Sentences of class k: what speaks for it and against it, the strongest first."""
         order = np.argsort(-np.abs(self.added[k]))
         told = [i for i in order if abs(self.added[k, i]) >= LEAST_TOLD][:2 * TOLD]
-        return [f"{'for' if self.added[k, i] > 0 else 'against'} ({self.added[k, i]:+.1f}): "
-                f"{WORDS[self.names[i]].format(self.figures[k, i])}" for i in told]
+        found = [f"{'for' if self.added[k, i] > 0 else 'against'} ({self.added[k, i]:+.1f}): "
+                 f"{WORDS[self.names[i]].format(self.figures[k, i], np.exp(self.figures[k, i]))}" for i in told]
+        return [words.replace("(-", "(−").replace(" -", " −") for words in found]
 
 
-# What a figure is, in words with its value.
+# What a figure is, in words with its value (0) or the ratio of which it is the logarithm (1).
 WORDS = {
-    "resolved": "{:.1f} resolved elements across the particle, as ln",
-    "relative": "resolution {:+.2f} beside the run's median, as ln of the ratio",
-    "population": "population {:+.2f} beside the mean of the classes, as ln of the ratio",
-    "centre": "variance in the middle {:+.2f} beside that at the edge, as ln of the ratio",
-    "edge": "{:.2f} of the signal in the outer ring of the mask",
-    "offset": "centre of the signal {:.2f} radii from the middle",
-    "stripes": "{:.2f} of the power spectrum on one side: stripes or one edge",
-    "half_sets": "correlation of half-sets {:.2f} in the mean",
-    "pmax": "probability of the best pose {:+.2f} to the run's mean",
-    "brightness": "amplitude of the particles {:+.3f} to the mean of all",
-    "skewness": "skewness of the pixels {:+.2f}",
+    "resolved": "{1:.1f} resolved elements across the particle",
+    "relative": "{1:.2f} times as fine as the run's median resolution",
+    "population": "{1:.2f} times the mean population of a class",
+    "centre": "variance in the middle {1:.2g} times that at the edge",
+    "edge": "{0:.2f} of the signal in the outer ring of the mask",
+    "offset": "centre of the signal {0:.2f} radii from the middle",
+    "stripes": "{0:.2f} of the power spectrum in one direction",
+    "half_sets": "correlation of half-sets {0:.2f} in the mean",
+    "pmax": "probability of the best pose {0:+.2f} beside the run's mean",
+    "brightness": "amplitude of the particles {0:+.3f} beside the mean of all",
 }
 
 
@@ -107,7 +107,7 @@ def _of_pixels(run, radius):
     radius = min(radius, run.box_size / 2 - 1)
     inside, middle = distance <= radius, distance <= radius / 2
     edge = inside & (distance > EDGE * radius)
-    found = {name: np.full(run.n_classes, np.nan) for name in ("centre", "edge", "offset", "stripes", "skewness")}
+    found = {name: np.full(run.n_classes, np.nan) for name in ("centre", "edge", "offset", "stripes")}
     for k in np.flatnonzero(run.sizes):
         image = run.averages[k].astype(np.float64)
         image = np.where(inside, image - image[inside].mean(), 0.0)
@@ -119,7 +119,6 @@ def _of_pixels(run, radius):
         found["edge"][k] = power[edge].sum() / total
         found["offset"][k] = np.hypot((power * x).sum(), (power * y).sum()) / total / radius
         found["stripes"][k] = _stripes(image, radius)
-        found["skewness"][k] = (image[inside]**3).mean() / (image[inside]**2).mean() ** 1.5
     return found
 
 
