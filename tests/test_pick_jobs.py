@@ -176,7 +176,7 @@ def test_any_number_of_ranks_writes_the_same_bytes(work, launch, monkeypatch):
         write_job(work, f"{job}.yaml", lines)
         assert main(["run", f"{job}.yaml", "--set", f"output={job}1"]) == 0
     for ranks in (2, 4):
-        ended = launch(ranks, "-c", SEVERAL, str(ranks), *JOBS, folder=work)
+        ended = launch(ranks, "-c", SEVERAL, str(ranks), *JOBS, folder=work, seconds=240)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         resident = [1024 * int(line.split()[1]) for line in ended.stdout.splitlines() if line.startswith("resident")]
         assert len(resident) == ranks
