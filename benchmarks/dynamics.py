@@ -80,7 +80,7 @@ def measure(trajectories, seed, progress, comm):
                                  learning_rates=(0.1, 10**-(5 / 3)), noise_strengths=(0.1, 10**-(5 / 3)), **lab))
     record = {"benchmark": "dynamics", "name": "acceptance", "trajectories": trajectories, "seed": seed,
               "ranks": comm.size, "seconds_small": small, "seconds_grid": grid,
-              "seconds": time.process_time() - cpu, "rows": [vars(row) for row in rows]}
+              "seconds": time.process_time() - cpu, "rows": [vars(row) | {"holds": bool(row.holds)} for row in rows]}
     return rows, record | surroundings()
 
 
@@ -212,8 +212,8 @@ def phase_rows(result):
     ours, theirs = _column(result, "normalised_freezing_time"), _column(result, "authors_freezing_time")
     late = theirs > RELIABLE_TIME
     rms, (low, high) = root_mean_square((ours / theirs - 1)[late])
-    chance = float(np.sqrt(np.mean((_column(result, "freezing_time_error") / ours)[late] ** 2)
-                           * (1 + result["trajectories"] / TABLE_SIZE)))
+    errors = _column(result, "freezing_time_error")[late] / ours[late]
+    chance = float(np.sqrt(np.mean(errors**2) * (1 + result["trajectories"] / TABLE_SIZE)))
     yield Row("T7", f"the authors' η t_f where above {RELIABLE_TIME:g}",
               f"rms {100 * rms:.1f} % ({100 * low:.1f} … {100 * high:.1f}) of {late.sum()}",
               f"≤ {8 * wide:.3g} %; by chance {100 * chance:.1f} %", rms <= 0.08 * wide)
