@@ -6,7 +6,7 @@ kernels before the first micrograph). A test runs a job and compares.
 """
 from vitrea.picker.micrographs import BadMicrographError, read_size
 
-PROCESS = 320e6          # bytes of a process that has imported everything, MPI among it
+PROCESS = 350e6          # bytes of a process that has imported everything, MPI among it
 FLOAT, COMPLEX, DOUBLE = 4, 8, 8
 MASKS = 2                # bytes a pixel of the masks that judge a micrograph
 EVENING = 36             # bytes a pixel of the prepared image, while background and contrast are made even
