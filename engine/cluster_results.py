@@ -2,6 +2,7 @@
 import numpy as np
 
 from vitrea.engine import averages
+from vitrea.engine.classify2d import peak_memory
 from vitrea.engine.latent_pictures import NodeFigures, draw_course, draw_map
 from vitrea.engine.log import RECORDS_NAME, read_records
 from vitrea.engine.outputs import (
@@ -43,7 +44,7 @@ def write(run, manifold):
     draw_gallery(folder / "classes.png", images, counts, shown, title)
     _draw_latent(run, manifold, images, counts, known)
     run.log.tell("done", classes=len(counts), empty=int((counts == 0).sum()), largest=int(counts.max()),
-                 particles=int(counts.sum()), memory=run.memory, files=list(FILES))
+                 particles=int(counts.sum()), memory=max(run.memory, peak_memory()), files=list(FILES))
 
 
 def class_images(geometry, level, components):

@@ -62,7 +62,7 @@ def mixed_job(folder, stacks):
     return write_job(folder / "job.yaml", "cluster", input=stacks / "mixed-truth.star", output="run", **keys)
 
 
-@pytest.mark.parametrize(("ranks", "threads", "storage"), [(0, 2, "scratch"), (2, 1, "memory"), (4, 1, "scratch")])
+@pytest.mark.parametrize(("ranks", "threads", "storage"), [(2, 2, "scratch"), (4, 1, "memory")])
 def test_ranks_threads_and_storage_do_not_change_a_bit(alone, stacks, launch, tmp_path, ranks, threads, storage):
     """Two optics groups of different box (one odd) and pixel, astigmatism in angular bins, held-out particles, junk."""
     mixed_job(tmp_path, stacks)
@@ -81,7 +81,7 @@ owner, name = {"reading": (posed._Loader, "load"), "iterating": (manifold, "expe
 fast = getattr(owner, name)
 
 def slow(*arguments, **named):
-    time.sleep(0.15)
+    time.sleep(0.1)
     return fast(*arguments, **named)
 
 setattr(owner, name, slow)
@@ -90,24 +90,23 @@ sys.exit(cli.main(sys.argv[2:]))
 
 
 @pytest.mark.flaky(reruns=1)   # on a loaded machine a signal may come before its handler, or after the end
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_was_ended_goes_on_to_the_same_result(begin, launch, alone, stacks, tmp_path, number):
-    """Ended twice on two ranks, in the cooling and later, and finished on one."""
+def test_a_run_that_was_ended_goes_on_to_the_same_result(begin, launch, alone, stacks, tmp_path):
+    """On two ranks by SIGTERM in the first trial and by kill −9 in a later one, and finished on one."""
     mixed_job(tmp_path, stacks)
     (tmp_path / "slow.py").write_text(SLOW)
     run = tmp_path / "run"
-    for command, at in ((RUN[2:], 2), (RESUME[2:], 7)):
+    for command, number in ((RUN[2:], signal.SIGTERM), (RESUME[2:], signal.SIGKILL)):
         process = begin(2, "slow.py", "iterating", *command)
-        wait_until(lambda at=at: iterations(run) >= at, process)
+        wait_until(lambda at=2 if number == signal.SIGTERM else 28: iterations(run) >= at, process)
         os.kill(process.pid, number)
-        told, _ = process.communicate(timeout=30)
+        told, _ = process.communicate(timeout=120)
         if number == signal.SIGTERM:
             assert process.returncode == 0, told
             assert "go on with 'vitrea resume run'" in told
     assert not (run / "run_data.star").exists()
     ended = launch(0, *RESUME)
     assert ended.returncode == 0, ended.stderr
-    assert re.search(r"resumed after it \d+ of \d\d", ended.stdout)
+    assert re.search(r"resumed after it (2[89]|3\d) of \d\d", ended.stdout)
     same_files(run, alone, RESULT_FILES)
 
 
@@ -274,7 +273,7 @@ def test_astigmatism_that_is_not_turned_with_the_particle_would_be_noticed(clust
 def test_what_is_said_before_the_start_is_what_a_run_takes(stacks, launch, tmp_path):
     """Of the second run: the first one after a change of the kernels compiles them, which takes more."""
     for folder in ("first", "second"):
-        keys = SMALL | {"n_classes": 40, "input": stacks / "mixed-truth.star", "output": folder}
+        keys = SMALL | {"n_classes": 40, "input": stacks / "mixed-truth.star", "output": folder, "max_iterations": 12}
         write_job(tmp_path / "job.yaml", "cluster", **keys)
         assert launch(0, *RUN).returncode == 0
     records = read_records(tmp_path / "second" / "record.jsonl")

@@ -160,7 +160,7 @@ def misaligned(stacks, tmp_path_factory):
 
 def job_on(folder, star, name="run", **keys):
     given = {"input": star, "output": folder / name, "n_classes": 3, "particle_diameter": 140, "max_resolution": 14,
-             "latent": "none", "cooling": 0.6, "outliers": "false"} | keys
+             "latent": "none", "cooling": 0.6, "outliers": "false", "starts": 1} | keys
     (folder / f"{name}.yaml").write_text("job: cluster\n" + "".join(f"{k}: {v}\n" for k, v in given.items()))
     return folder / f"{name}.yaml", folder / name
 
@@ -189,7 +189,7 @@ def run_near(folder, star, launch, ranks):
 
 def test_a_window_does_not_make_the_result_depend_on_ranks(misaligned, tmp_path, launch):
     folders = []
-    for ranks in (0, 2, 4):
+    for ranks in (0, 4):
         (tmp_path / str(ranks)).mkdir()
         folders.append(run_near(tmp_path / str(ranks), misaligned, launch, ranks))
     for name in ("run_data.star", "run_classes.mrcs"):
