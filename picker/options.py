@@ -13,6 +13,11 @@ NETWORK_CHOICES = {
     "deepem-klh": "DeepEM's layers for KLH, 272 px; slow to train",
     "deepem-19s": "DeepEM's layers for the 19S particle, 160 px; slow to train",
 }
+OPTIMISER_CHOICES = {
+    "adam": "Adam, its rate falling along a cosine",
+    "sgd": "plain descent, its rate falling along a cosine",
+    "freeze_aware": "plain descent, hot until probes find that the valley is decided",
+}
 Y_CHOICES = {"down": "from the first row stored, as RELION and EMAN count", "up": "from the last row stored"}
 
 
@@ -52,6 +57,8 @@ class PickTrainOptions(MicrographOptions):
     diameter: float = key("diameter of the particle, its longest axis", unit="Å", above=0, example=180.0,
                           section="training")
     network: str = key("the network and how it is trained", "vitrea", choices=NETWORK_CHOICES, section="training")
+    optimiser: str = key("how the network vitrea descends its loss", "adam", choices=OPTIMISER_CHOICES,
+                         section="training")
     min_distance: float = key("least distance of two picks, as a fraction of the diameter", 0.7, above=0, maximum=5,
                               section="training")
     steps: int | None = key("steps of training", None, minimum=1, null_means="as many as the recipe of the network",
@@ -62,6 +69,12 @@ class PickTrainOptions(MicrographOptions):
                               0.25, above=0, section="training")
     seed: int = key("start of every random draw; one seed, one model, on any number of ranks", 0, minimum=0,
                     section="training")
+
+    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        if self.network != "vitrea" and self.optimiser != "adam":
+            yield ("optimiser", "network"), (
+                f"{self.network} is trained by its published recipe; expected optimiser with the network vitrea only; "
+                "take the line out")
 
 
 SORT_CHOICES = {
@@ -89,6 +102,7 @@ class RecurseOptions(PickTrainOptions):
     n_classes: int = key("classes to sort by, where sort is classify2d", 10, minimum=2, section="recursion")
 
     def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().conflicts()
         if self.reject > self.accept:
             yield ("reject", "accept"), (
                 f"reject is {self.reject:g}, more than accept of {self.accept:g}; a pick cannot be both; make reject "

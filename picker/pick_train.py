@@ -27,7 +27,8 @@ from vitrea.picker.network import PRESETS
 from vitrea.picker.pick import Picker
 from vitrea.picker.pictures import TRAINING_NAME, draw_training
 from vitrea.picker.progress import Progress
-from vitrea.picker.training import DEFAULT, PUBLISHED, train
+from vitrea.picker.steered import last_probe, train_freeze_aware
+from vitrea.picker.training import PUBLISHED, RECIPES, train
 from vitrea.picker.trainings import Trainings, digest_of
 
 MODEL_NAME, LOSSES_NAME = "model.npz", "training.csv"
@@ -109,7 +110,8 @@ def _trained(training, options, name, session, *, comm):
     Goes on with the training of this name, if the checkpoint has it with the same labels and recipe."""
     network = PRESETS[options.network]
     preparation = Preparation.of(network, options.diameter)
-    recipe = DEFAULT if options.network == "vitrea" else PUBLISHED
+    recipe = RECIPES[options.optimiser] if options.network == "vitrea" else PUBLISHED
+    trainer = train_freeze_aware if recipe.optimizer == "freeze_aware" else train
     recipe = replace(recipe, steps=options.steps or recipe.steps)
     diameter = options.diameter / preparation.pixel_size
     digest = digest_of(training, network, diameter, recipe, options.seed)
@@ -119,8 +121,11 @@ def _trained(training, options, name, session, *, comm):
     if begun:
         session.log.line(f"step {begun.step}/{recipe.steps}   from the checkpoint")
         progress.tell(begun.step)
-    for state in train(training, network, diameter, recipe, seed=options.seed, comm=comm, begun=begun):
-        losses.append(state.loss)
+    for state in trainer(training, network, diameter, recipe, seed=options.seed, comm=comm, begun=begun):
+        losses += [state.loss] * (state.step - len(losses))   # a probe takes several steps of the budget
+        probe = last_probe(state)
+        if probe:
+            session.log.line(probe.words)
         session.trainings.keep(name, digest, state, losses)
         progress.tell(state.step, besides=f"loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
         if session.stop.agreed():
