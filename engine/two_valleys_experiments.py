@@ -20,7 +20,7 @@ from vitrea.engine.two_valleys_transient import Course, quenched, transient
 from vitrea.kernels.langevin import CROSSED, CROSSED_Y, X, Y
 
 SMALL_RATE = 0.03           # up to it, a learning rate is small against the valleys' widths, as the theory wants it
-PRINTED_EPSILON = 0.3       # 0.01 × 30, what the plotted curve of the authors' repository amounts to
+PRINTED_EPSILON = 30.0      # what the plotted curve of the authors' repository amounts to
 STEPS_PER_SECOND = 4e7      # of one core, for outlooks only
 RELIABLE_TIME = 5.0         # freezing times below it are of a few hops, and Poisson's
 CLOSE_STRENGTHS = 1e-3      # relative: a learning rate or noise strength is that of a published table

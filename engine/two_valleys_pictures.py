@@ -29,16 +29,16 @@ def draw_scan(result, path: Path) -> None:
     """y at freezing and the final P_flat over the noise."""
     figure = _figure(10, 4.2)
     delta, order = _values(result, "delta"), np.argsort(_values(result, "delta"))
-    for axes, name, error, words in zip(figure.subplots(1, 2), ("freezing_y", "p_flat"),
-                                        ("freezing_y_deviation", "p_flat_error"),
-                                        ("y at freezing (bars: deviation)", "fraction in the flat valley")):
+    panels = (("freezing_y", "freezing_y_deviation", "y at freezing (bars: deviation)", "upper left"),
+              ("p_flat", "p_flat_error", "fraction in the flat valley", "lower right"))
+    for axes, (name, error, words, place) in zip(figure.subplots(1, 2), panels):
         axes.errorbar(delta, _values(result, name), _values(result, error), label="simulated", **SIMULATED)
         axes.plot(delta[order], _values(result, f"theory_{name}")[order], label="theory F4, nothing fitted")
         axes.plot(delta[order], _values(result, f"printed_{name}")[order], ":",
                   label=f"as printed, ε = {result['printed_epsilon']:g}")
         axes.plot(delta, _values(result, f"authors_{name}"), label="the authors'", **AUTHORS)
         axes.set(xscale="log", xlabel="effective noise Δ = ησ", ylabel=words)
-        axes.legend(loc="lower right")
+        axes.legend(loc=place)
     _save(figure, path)
 
 

@@ -56,7 +56,7 @@ def printed_speed(landscape: Landscape) -> float:
 def printed_freezing_y(landscape: Landscape, delta, epsilon: float) -> np.ndarray:
     """float64[...]: y_freeze = y_b √u/(x_2-√u) with u = Δ ln(Δ/(ε²Φ²)); NaN where it has no solution.
 
-    ε is free; the plotted curve of the paper's repository has ε Φ multiplied by 30, which is no small number.
+    ε is free; the plotted curve of the paper's repository amounts to ε = 30, which is no small number.
     """
     delta = np.asarray(delta, dtype=np.float64)
     root = np.sqrt(np.maximum(delta * np.log(delta / (epsilon * printed_speed(landscape)) ** 2), 0))
