@@ -98,8 +98,15 @@ def _facts(start, last, run, records):
                   (r.get("memory") or 0 for r in records), default=0) or None)),
               ("speed", f"{last['poses_per_core_second']:.2g} poses a core-second"
                if last.get("poses_per_core_second") else None),
+              ("ranks at work", _busy(records)),
               ("begun", str(start.get("time", ""))[:19].replace("T", " ") or None), ("host", start.get("host"))]
     return [(name, value) for name, value in facts if value not in (None, "–", "")]
+
+
+def _busy(records):
+    """How busy the ranks of a job on micrographs were, None where no record tells."""
+    busy = next((record["busy"] for record in records if record["kind"] in ("scanned", "extracted")), None)
+    return ", ".join(f"{100 * share:.0f} %" for share in busy) if busy else None
 
 
 def _log(folder):
@@ -126,7 +133,7 @@ def _sections(folder, job, run, records, comparison):
 
         sections += pick_sections(folder, comparison) if (folder / "threshold.json").exists() else []
     done = next((record for record in reversed(records) if record["kind"] == "done"), {})
-    if done.get("reliability"):
+    if job.type.name in ("pick-train", "recurse"):
         from vitrea.jobs.report_picks import training_section
 
         sections.append(training_section(folder, done))
@@ -147,7 +154,8 @@ def _course(folder, records):
         return []
     words = "Of the first stage, align/." if align.exists() else ""
     reseeds = [record for record in records if record["kind"] == "reseed"]
-    sections = [Section("convergence", "Convergence", words, convergence_plots(found))]
+    course = convergence_plots(found)
+    sections = [Section("convergence", "Convergence", words, course)] if course else []
     sizes, table = size_plots(found, reseeds), flow_table(found)
     if sizes:
         sections.append(Section("flow", "Class sizes and moves", "The table: the most frequent changes of class in the "

@@ -24,7 +24,7 @@ def iterations(records):
 
 def convergence_plots(found):
     """Plots of likelihood, resolution, changes of class, posteriors and temperature over iterations."""
-    plots = [_likelihood(found)]
+    plots = _likelihood(found)
     for name, title, label, factor, more in (
             ("resolution", "Resolution", "resolution [Å]", 1, {"turned": True}),
             ("changed", "Particles that changed class", "share [%]", 100, {"zero": True}),
@@ -109,8 +109,10 @@ def _likelihood(found):
     series = [{"name": name, "y": _values(found, key)} for key, name in (
         ("log_likelihood", "learnt from"), ("held_out", "held out"))]
     series = [one for one in series if any(value is not None for value in one["y"])]
+    if not series:
+        return []
     label = "log-likelihood" + (" of a particle" if "temperature" in found[0] else "")
-    return _plot(found, "Log-likelihood", label, series, _from_to(series[0]["y"]) if series else "")
+    return [_plot(found, "Log-likelihood", label, series, _from_to(series[0]["y"]))]
 
 
 def _plot(found, title, label, series, words, kind="line", **more):

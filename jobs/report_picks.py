@@ -12,6 +12,7 @@ from vitrea.jobs.report_classes import data_uri, rounded
 from vitrea.jobs.report_section import Section
 from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.pictures import PICTURES, TRAINING_NAME
+from vitrea.picker.recurse import ROUNDS_NAME
 from vitrea.picker.results import SUMMARY_NAME, candidates_path, settled
 
 LONGEST_SIDE = 900    # px of a micrograph in a report
@@ -35,15 +36,25 @@ def pick_sections(folder, comparison=None):
 
 
 def training_section(folder, record):
-    """The section of a pick-train job; record: its record `done`."""
+    """The section of a job that trains a picker; record: its record `done`."""
     plots = []
     for key, words in (("after", "after calibration"), ("before", "before calibration")):
         found = (record.get("reliability") or {}).get(key)
         if found and found["bins"]:
             plots.append(reliability_plot([tuple(each) for each in found["bins"]], f"Reliability {words}",
                                           f"Calibration error {found['error']:.3f}, Brier score {found['brier']:.3f}."))
-    return Section("training", "Training", plots=plots, pictures=_picture(
-        folder, TRAINING_NAME, "Loss by step, precision against recall, and reliability of the scores"))
+    pictures = _picture(folder, TRAINING_NAME, "Loss by step, precision against recall, and reliability of the scores")
+    return Section("training", "Training", plots=plots, pictures=pictures, table=_rounds(folder))
+
+
+def _rounds(folder):
+    """(heading, rows) of what each round of a recurse job came to, None for other jobs."""
+    path = Path(folder) / ROUNDS_NAME
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    return rows[0], rows[1:]
 
 
 def reliability_plot(bins, title, words):

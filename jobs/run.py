@@ -55,41 +55,43 @@ RESULTS = {
 
 def run(path: Path, overrides: Sequence[str], stage: str | None = None) -> int:
     """`vitrea run`: make the run folder, run, tell where the results are; collective under mpiexec."""
-    from vitrea.engine.comm import world
+    from vitrea.engine.comm import Start, world
 
-    comm = world()
-    if on_rank_0(lambda: kind_of_file(path), comm=comm) == PIPELINE:
-        from vitrea.jobs import stages
+    with Start():
+        comm = world()
+        if on_rank_0(lambda: kind_of_file(path), comm=comm) == PIPELINE:
+            from vitrea.jobs import stages
 
-        return stages.run(path, overrides, stage, comm=comm)
-    _require_no_stage(stage)
-    job, made = on_rank_0(lambda: _begin(path, overrides, comm.size), comm=comm)
-    return end_together(
-        lambda: _carry_out(job, False, comm),
-        lambda message, mistake: told_of(job.options.output, made, message, mistake, comm),
-        comm=comm,
-    )
+            return stages.run(path, overrides, stage, comm=comm)
+        _require_no_stage(stage)
+        job, made = on_rank_0(lambda: _begin(path, overrides, comm.size), comm=comm)
+        return end_together(
+            lambda: _carry_out(job, False, comm),
+            lambda message, mistake: told_of(job.options.output, made, message, mistake, comm),
+            comm=comm,
+        )
 
 
 def resume(folder: Path, overrides: Sequence[str], stage: str | None = None) -> int:
     """`vitrea resume`: go on from the last checkpoint, or from the start if there is none yet."""
-    from vitrea.engine.comm import world
+    from vitrea.engine.comm import Start, world
 
-    comm = world()
-    if on_rank_0(lambda: _kind_of_folder(folder), comm=comm) == PIPELINE:
-        from vitrea.jobs import stages
+    with Start():
+        comm = world()
+        if on_rank_0(lambda: _kind_of_folder(folder), comm=comm) == PIPELINE:
+            from vitrea.jobs import stages
 
-        return stages.resume(folder, overrides, stage, comm=comm)
-    _require_no_stage(stage)
-    job = on_rank_0(lambda: _begin_again(folder, overrides, comm.size), comm=comm)
-    if job is None:
-        return 0
-    from_checkpoint = on_rank_0(lambda: (folder / CHECKPOINT_NAME).exists(), comm=comm)
-    return end_together(
-        lambda: _carry_out(job, from_checkpoint, comm),
-        lambda message, mistake: _log_failure(folder, message, comm),
-        comm=comm,
-    )
+            return stages.resume(folder, overrides, stage, comm=comm)
+        _require_no_stage(stage)
+        job = on_rank_0(lambda: _begin_again(folder, overrides, comm.size), comm=comm)
+        if job is None:
+            return 0
+        from_checkpoint = on_rank_0(lambda: (folder / CHECKPOINT_NAME).exists(), comm=comm)
+        return end_together(
+            lambda: _carry_out(job, from_checkpoint, comm),
+            lambda message, mistake: _log_failure(folder, message, comm),
+            comm=comm,
+        )
 
 
 def _require_no_stage(stage: str | None) -> None:
@@ -251,14 +253,14 @@ def _carry_out(job: Job, from_checkpoint: bool, comm) -> int:
     with watching(job.options.output, comm):
         ended = job.type.load_runner()(job.options, resume=from_checkpoint, comm=comm)
     if comm.rank == 0:
-        report = _reported(job.options.output) if ended == "done" else []
+        report = reported(job.options.output) if ended == "done" else []
         with suppress(BrokenPipeError):   # `vitrea run … | head` has left; the run is done all the same
             for line in report + _ending_lines(job.options.output, ended):
                 print(line, flush=True)
     return 0
 
 
-def _reported(folder: Path) -> list[str]:
+def reported(folder: Path) -> list[str]:
     """Write report.html, and what RELION needs to open the run; what went wrong, if something did: no page is worth a
     run of hours that counts as failed."""
     from vitrea.jobs.report import write_report

@@ -196,6 +196,8 @@ def _run_here(stage: Stage, go_on: bool, comm) -> str:
 
     def work() -> int:
         ended.append(stage.job.type.load_runner()(stage.job.options, resume=from_checkpoint, comm=comm))
+        if comm.rank == 0 and ended[0] == "done":
+            _say(comm, jobs_run.reported(stage.folder))
         return 0
 
     def told(message: str, mistake: bool) -> None:

@@ -176,3 +176,29 @@ def test_files_that_do_not_belong_together_are_told(folder):
     path.write_text(re.sub(r"(?m)^(000001@(?:\S+\s+){6})1 ", r"\g<1>77 ", path.read_text()))
     with pytest.raises(JobError, match=r"class numbers up to 77 in run_data.star; expected files of one run"):
         read_finished(folder)
+
+
+def test_a_job_without_classes_shows_what_it_measured(tmp_path):
+    folder = make_run(tmp_path / "run", SIZES)
+    for path in folder.glob("run_*"):
+        path.unlink()
+    (folder / "record.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (
+        {"kind": "start", "elapsed": 0}, {"kind": "iteration", "iteration": 1, "seconds": 2.0, "elapsed": 2},
+        {"kind": "scanned", "busy": [0.98, 0.5], "elapsed": 3}, {"kind": "done", "elapsed": 3})))
+    Image.new("L", (8, 8)).save(folder / "result.png")
+    text = text_of(folder)
+    assert "98 %, 50 %" in text
+    assert 'alt="What was measured"' in text
+    assert "convergence" not in page_of(text)["plots"], "nothing converged: no empty plots"
+    assert page_of(text)["plots"]["timing"][0]["series"][0]["y"] == [2.0]
+
+
+def test_the_rounds_of_a_recursion_stand_in_a_table(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "job.yaml").write_text("job: recurse\ninput: m/*.mrc\noutput: run\ncoordinates: labels\ndiameter: 180\n"
+                                     "unlabelled: u/*.mrc\n")
+    (folder / "rounds.csv").write_text("round,f\n0,0.81\n1,0.86\n")
+    (folder / "record.jsonl").write_text('{"kind": "done", "rounds": 2, "f": 0.86, "elapsed": 9}\n')
+    text = text_of(folder)
+    assert "<td>0.86</td>" in text
