@@ -5,6 +5,7 @@ import functools
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -82,6 +83,43 @@ def _watched():
     return Watched
 
 
+class Start:
+    """The time from the start of a process to that of its watchdog, in which MPI itself may wait for a rank.
+
+    A context: unless `over` is called, or it is left, within VITREA_PATIENCE seconds, the process ends with a word.
+    """
+
+    _now = None
+
+    def __init__(self, environment=os.environ):
+        several = any(environment.get(name, "") not in ("", "1") for name in SIZE_VARIABLES)
+        self._seconds = patience(environment) if several else 0
+        self._timer = threading.Timer(self._seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self):
+        if self._seconds:
+            Start._now = self._timer
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over()
+
+    @classmethod
+    def over(cls):
+        """All ranks are there, and watched from now on."""
+        if cls._now:
+            cls._now.cancel()
+        cls._now = None
+
+    def _end(self):
+        print(f"vitrea: on {platform.node()}: not all ranks have begun after {self._seconds:g} s; expected all that "
+              "the launcher started; look after the hosts of this job, then start it again",
+              file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 @contextmanager
 def watchdog(folder, told, *, comm):
     """A context in which a rank that does not come to a collective for VITREA_PATIENCE seconds ends all ranks.
@@ -93,6 +131,7 @@ def watchdog(folder, told, *, comm):
 
     seconds = patience(os.environ)
     hosts = comm.allgather(platform.node())
+    Start.over()
     kind = _watched()
     if comm.size == 1 or not seconds or kind.dog is not None:
         yield

@@ -89,6 +89,21 @@ def test_a_run_that_is_suspended_as_a_whole_is_not_late(tmp_path):
     assert process.communicate("\n")[0] == "out\n"
 
 
+def test_a_rank_that_waits_in_vain_for_the_others_to_begin_ends():
+    """MPI itself waits, so the process that hangs here is ended from a thread."""
+    code = ("import time\nfrom vitrea.engine.comm import Start\nwith Start():\n    {}\nprint('over')\ntime.sleep(1.5)\n"
+            "print('end')\n")
+    environment = os.environ | {"VITREA_PATIENCE": "1", "PMI_SIZE": "2"}
+    for waits, code_wanted, words in (("time.sleep(30)", 1, ""), ("Start.over(); time.sleep(1.5)", 0, "over\nend\n"),
+                                      ("pass", 0, "over\nend\n")):
+        done = subprocess.run([sys.executable, "-c", code.format(waits)], env=environment, capture_output=True,
+                              text=True, timeout=30)
+        assert (done.returncode, done.stdout) == (code_wanted, words)
+    alone = subprocess.run([sys.executable, "-c", code.format("time.sleep(1.5)")], env=environment | {"PMI_SIZE": "1"},
+                           capture_output=True, timeout=30)
+    assert alone.returncode == 0
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("", 1800), ("0", 0), ("12.5", 12.5)])
 def test_patience_is_seconds(text, seconds):
     assert patience({"VITREA_PATIENCE": text}) == seconds

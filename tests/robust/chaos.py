@@ -1,0 +1,242 @@
+"""Harm at random moments: `python -m tests.robust.chaos --n 100 --seed 1`.
+
+Each trial runs a small job on one to three ranks, does harm to it, undoes what can be undone, and goes on with it on
+another number of ranks, perhaps to be harmed again. It must end in the bits of the undisturbed run, lose no checkpoint
+that was whole before the harm, and leave nobody hanging longer than the watchdog's patience allows.
+"""
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+PATIENCE = 15.0         # of the watchdog [s]; the start of a run on a busy machine takes seconds
+HANGING = 90.0          # seconds after the harm, when a run that has not ended counts as hanging
+STARTS = 12             # of one trial, at most
+RESULTS = ("run_data.star", "run_model.star", "run_classes.mrcs")
+JOB = """\
+job: classify2d
+input: sim/particles.star
+output: run
+n_classes: 3
+particle_diameter: 150
+psi_step: 12
+max_resolution: 24
+offset_range: 2
+max_iterations: 6
+convergence_change: 0
+checkpoint_minutes: 0
+"""
+SLOW = """\
+import sys, time
+from vitrea.engine import classify2d
+from vitrea.jobs.cli import main
+
+iterate = classify2d.iterate
+classify2d.iterate = lambda run, state: (time.sleep(0.4), iterate(run, state))[1]
+sys.exit(main(sys.argv[1:]))
+"""
+# root writes where permission is denied, unless these are taken from it
+ORDINARY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--inh-caps=-all"]
+HARMS = ("kill a rank", "kill all", "kill the launcher", "stop a rank", "terminate a rank", "warn the launcher",
+         "fill the disk", "truncate the checkpoint", "flip a bit of the checkpoint", "deny writing", "none")
+
+
+class Trial:
+    """One job in a folder of its own, the harm done to it, and whether it ended as it should."""
+
+    def __init__(self, folder, good, seed):
+        self.folder, self.run, self.random, self.done = folder, folder / "run", random.Random(seed), []
+        shutil.copytree(good / "sim", folder / "sim")
+        for name in ("job.yaml", "slow.py"):
+            shutil.copy(good / name, folder)
+
+    def problem(self, good):
+        """What went wrong; "" if nothing did."""
+        for _ in range(STARTS):
+            harm = self.random.choice(HARMS) if len(self.done) < 1 or self.random.random() < 0.25 else "none"
+            ranks = self.random.choice((1, 2, 2, 3))
+            self.done.append((harm, ranks))
+            found, ended = self._once(harm, ranks)
+            if found:
+                return found
+            if ended:
+                different = [name for name in RESULTS if (self.run / name).read_bytes() != (good / name).read_bytes()]
+                return f"other bits in {different}" if different else ""
+        return f"not done after {STARTS} starts"
+
+    def _once(self, harm, ranks):
+        """Start or go on, do harm, wait for the end, undo it: (what went wrong, whether the run is done)."""
+        words = ["resume", "run"] if (self.run / "job.yaml").exists() else ["run", "job.yaml"]
+        launcher = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(ranks)]
+        with open(self.folder / "told", "ab") as told:
+            process = subprocess.Popen([*ORDINARY, *launcher, sys.executable, "slow.py", *words], cwd=self.folder,
+                                       stdout=told, stderr=told, env=os.environ | {"VITREA_PATIENCE": str(PATIENCE)})
+        self._wait_for_a_moment(process)
+        whole_before = self._whole()
+        undo = self._harm(harm, process)
+        try:
+            process.wait(HANGING)
+        except subprocess.TimeoutExpired:
+            self._end(process)
+            return f"hangs after '{harm}'", False
+        finally:
+            undo()
+        self._end(process)
+        if whole_before and not self._whole():
+            return f"the checkpoint is lost after '{harm}'", False
+        return "", process.returncode == 0 and self._ending() == "done"
+
+    def _wait_for_a_moment(self, process):
+        """Until a random moment: somewhere in the start, or some iterations after it."""
+        if self.random.random() < 0.3:
+            until = time.monotonic() + self.random.uniform(0, 3)
+            while process.poll() is None and time.monotonic() < until:
+                time.sleep(0.02)
+            return
+        wanted = self._iterations() + self.random.randrange(1, 5)
+        while process.poll() is None and self._iterations() < wanted:
+            time.sleep(0.02)
+        time.sleep(self.random.uniform(0, 0.6))
+
+    def _harm(self, harm, process):
+        """Do it; what undoes it."""
+        ranks = self._ranks()
+        one = self.random.choice(ranks) if ranks else process.pid
+        if harm == "kill all":
+            self._signal([process.pid, *ranks], signal.SIGKILL)
+        elif harm in ("kill the launcher", "warn the launcher"):
+            self._signal([process.pid], signal.SIGKILL if harm.startswith("kill") else signal.SIGUSR1)
+        elif harm in ("kill a rank", "stop a rank", "terminate a rank"):
+            number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM}[harm.split()[0]]
+            self._signal([one], number)
+        elif harm == "fill the disk":
+            return self._fill()
+        elif harm == "deny writing" and self.run.exists():
+            self.run.chmod(0o555)
+            return lambda: self.run.exists() and self.run.chmod(0o755)
+        elif "checkpoint" in harm:
+            self._signal([process.pid, *ranks], signal.SIGKILL)
+            process.wait()
+            self._damage(harm)
+        return lambda: None
+
+    def _fill(self):
+        ballast = self.folder / "ballast"
+        with suppress(OSError), open(ballast, "wb", buffering=0) as file:
+            while True:
+                file.write(b"\0" * 4096)
+        return lambda: ballast.unlink(missing_ok=True)
+
+    def _damage(self, harm):
+        path = self.run / "checkpoint.h5"
+        if not path.exists() or not (self.run / "checkpoint-earlier.h5").exists():
+            return   # of the only one nothing is left to go on from
+        content = bytearray(path.read_bytes())
+        place = self.random.randrange(len(content))
+        content[place] ^= 1 << self.random.randrange(8)
+        path.write_bytes(content if harm.startswith("flip") else content[:place])
+
+    def _whole(self):
+        """Whether a checkpoint is there that a run can go on from."""
+        from vitrea.engine.checkpoint import EARLIER, NAME, _found_wrong
+
+        return any(_found_wrong(self.run / name) is None for name in (NAME, EARLIER))
+
+    def _iterations(self):
+        with suppress(OSError):
+            return (self.run / "record.jsonl").read_bytes().count(b'"kind": "iteration"')
+        return 0
+
+    def _ending(self):
+        lines = (self.run / "record.jsonl").read_text().splitlines()
+        return json.loads(lines[-1])["kind"]
+
+    def _ranks(self):
+        """Process numbers of the ranks."""
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if place.joinpath("cwd").resolve() == self.folder and b"slow.py" in \
+                        place.joinpath("cmdline").read_bytes().split(b"\0")[1:2]:
+                    found.append(int(place.name))
+        return sorted(found)
+
+    def _signal(self, numbers, which):
+        for number in numbers:
+            with suppress(ProcessLookupError):
+                os.kill(number, which)
+
+    def _end(self, process):
+        self._signal([process.pid] if process.poll() is None else [], signal.SIGKILL)
+        process.wait()
+        until = time.monotonic() + 10
+        while self._ranks() and time.monotonic() < until:
+            time.sleep(0.05)
+        self._signal(self._ranks(), signal.SIGKILL)
+
+
+def undisturbed(folder):
+    """Make the stack and the job in `folder`, run it on one rank, and put its results there."""
+    from vitrea.engine.simulate import ParticleSimulation, simulate_particles
+
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        simulate_particles(ParticleSimulation(n=120, views=3, box_size=32, pixel_size=6.0, snr=0.3), Path("sim"))
+    finally:
+        os.chdir(here)
+    (folder / "job.yaml").write_text(JOB)
+    (folder / "slow.py").write_text(SLOW)
+    subprocess.run([sys.executable, "-m", "vitrea.jobs", "run", "job.yaml"], cwd=folder, check=True,
+                   stdout=subprocess.DEVNULL)
+    for name in RESULTS:
+        shutil.copy(folder / "run" / name, folder)
+
+
+def run(n, seed, tell=print):
+    """Try n times: (list of (trial, what was done, what went wrong), Counter of harm)."""
+    findings, harm = [], Counter()
+    with tempfile.TemporaryDirectory() as place:
+        good = Path(place) / "good"
+        good.mkdir()
+        undisturbed(good)
+        for number in range(n):
+            folder = Path(place) / f"trial{number}"
+            folder.mkdir()
+            # a disk of its own, which can be filled
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "vitrea-chaos", folder], check=True)
+            try:
+                trial = Trial(folder.resolve(), good, f"{seed}/{number}")
+                found = trial.problem(good)
+                harm.update(each for each, _ in trial.done)
+                if found:
+                    findings.append((number, trial.done, found))
+                    tell(f"trial {number}: {trial.done}: {found}\n{(folder / 'told').read_text()[-3000:]}")
+            finally:
+                subprocess.run(["umount", "-l", folder], check=True)
+    return findings, harm
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, default=100, help="trials (default 100)")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    findings, harm = run(arguments.n, arguments.seed, tell=lambda text: print(text, flush=True))
+    minutes = round((time.monotonic() - begun) / 60, 1)
+    print(json.dumps({"trials": arguments.n, "findings": len(findings), "minutes": minutes, "harm": harm}))
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
