@@ -23,7 +23,7 @@ from vitrea.picker.coordinates import SUFFIXES, find_coordinates, read_coordinat
 from vitrea.picker.dealing import agreed, deal_out, largest_first
 from vitrea.picker.memory import extracting
 from vitrea.picker.micrographs import BadMicrographError, list_micrographs
-from vitrea.picker.progress import Progress
+from vitrea.picker.progress import Progress, record_start
 from vitrea.picker.results import add_to_manifest, inside, read_manifests, require_own_files
 
 STACKS, STAR_NAME = "particles", "particles.star"
@@ -53,8 +53,7 @@ def run(options, *, resume, comm):
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
         listed = list_micrographs(options.input)
         work, sizes = agreed(lambda: _open_work(options, listed), comm)
-        log.record("start", job="extract", output=str(folder), input=str(options.input), ranks=comm.size,
-                   micrographs=len(listed), options=options.as_dict())
+        record_start(log, "extract", options, micrographs=len(listed), comm=comm)
         log.line(f"extract   {folder}   {len(listed):,} micrographs, {len(listed) - len(work):,} done before   box "
                  f"{options.box_size} px to {options.scaled_size or options.box_size} px")
         busy = deal_out(work, [sizes[number] for number in work],

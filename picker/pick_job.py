@@ -25,7 +25,7 @@ from vitrea.picker.memory import picking
 from vitrea.picker.micrographs import BadMicrographError, list_micrographs
 from vitrea.picker.modelfile import read_model
 from vitrea.picker.pictures import draw_looks, draw_run
-from vitrea.picker.progress import Progress
+from vitrea.picker.progress import Progress, record_start
 from vitrea.picker.results import (
     add_to_manifest,
     candidates_path,
@@ -96,8 +96,7 @@ def _open_log(options, comm):
 
 
 def _announce(options, listed, model, done, log, comm):
-    log.record("start", job="pick", output=str(options.output), input=str(options.input), ranks=comm.size,
-               micrographs=len(listed), options=options.as_dict())
+    record_start(log, "pick", options, micrographs=len(listed), comm=comm)
     log.line(f"pick   {options.output}   {model.picker.network.name} from {options.model}   particle "
              f"{model.diameter:g} Å")
     distance = options.min_distance or model.picker.distance

@@ -26,7 +26,7 @@ from vitrea.picker.modelfile import Model, write_model
 from vitrea.picker.network import PRESETS
 from vitrea.picker.pick import Picker
 from vitrea.picker.pictures import TRAINING_NAME, draw_training
-from vitrea.picker.progress import Progress
+from vitrea.picker.progress import Progress, record_start
 from vitrea.picker.steered import last_probe, train_freeze_aware
 from vitrea.picker.training import PUBLISHED, RECIPES, train
 from vitrea.picker.trainings import Trainings, digest_of
@@ -120,7 +120,6 @@ def _trained(training, options, name, session, *, comm):
     progress = Progress(session.log, "train", recipe.steps, words="step")
     if begun:
         session.log.line(f"step {begun.step}/{recipe.steps}   from the checkpoint")
-        progress.tell(begun.step)
     for state in trainer(training, network, diameter, recipe, seed=options.seed, comm=comm, begun=begun):
         losses += [state.loss] * (state.step - len(losses))   # a probe takes several steps of the budget
         probe = last_probe(state)
@@ -204,8 +203,7 @@ def _announce(options, training, held, log, comm):
     network = PRESETS[options.network]
     preparation = Preparation.of(network, options.diameter)
     positives = sum(len(each.positives) for each in training)
-    log.record("start", job="pick-train", output=str(options.output), input=str(options.input), ranks=comm.size,
-               options=options.as_dict())
+    record_start(log, "pick-train", options, micrographs=len(training) + held, comm=comm)
     log.line(f"pick-train   {options.output}   {network.name}: {network.n_parameters:,} parameters, box {network.box} "
              f"px of {preparation.pixel_size:.3g} Å")
     log.line(f"{len(training)} micrographs with {positives:,} labelled particles to train on, {held} held back   "

@@ -1,9 +1,20 @@
 """How far a stage of a run has come, in its log: a record for `vitrea watch`, and more seldom a line for people."""
+import importlib.metadata
+import os
+import platform
 import time
 
 from vitrea.engine.log import format_clock
 
 RECORD_SECONDS, LINE_SECONDS = 1.0, 10.0   # at least between two
+
+
+def record_start(log, job, options, *, comm, **fields):
+    """The first record of a run of the picker: what is run, where, and by which process, so that `vitrea watch` can
+    tell a run that is gone."""
+    log.record("start", job=job, output=str(options.output), input=str(options.input), ranks=comm.size,
+               version=importlib.metadata.version("vitrea"), host=platform.node(), process=os.getpid(),
+               options=options.as_dict(), **fields)
 
 
 class Progress:

@@ -36,6 +36,7 @@ from vitrea.picker.pick_train import (
     tell_judged,
     write_fitted,
 )
+from vitrea.picker.progress import record_start
 from vitrea.picker.results import candidates_path, read_manifests
 from vitrea.picker.trainings import Trainings
 
@@ -70,8 +71,7 @@ def run(options, *, resume, comm):
         labels = load_labels(options, Preparation.of(PRESETS[options.network], options.diameter), log, comm=comm)
         held = int(options.holdout * len(labels))
         _require_held_back(options, held, len(labels))
-        log.record("start", job="recurse", output=str(options.output), input=str(options.input), ranks=comm.size,
-                   options=options.as_dict())
+        record_start(log, "recurse", options, micrographs=len(labels), comm=comm)
         log.line(f"recurse   {options.output}   {len(labels) - held} labelled micrographs, {held} held back, "
                  f"{len(list_micrographs(options.unlabelled)):,} without labels")
         rounds, added, trainings = [], [], Trainings(options.output, resume=resume, comm=comm)

@@ -206,7 +206,7 @@ sys.exit(main(["resume", sys.argv[1]]))
 """
 
 
-def test_a_training_that_is_killed_goes_on_to_the_same_bits_on_other_ranks(work, begin, launch, monkeypatch):
+def test_a_training_that_is_killed_goes_on_to_the_same_bits_on_other_ranks(work, begin, launch, monkeypatch, capsys):
     monkeypatch.setattr(labels, "DECOY_AREA", 20, raising=False)
     write_job(work, "train.yaml", [*TRAIN[:-2], "steps: 8", "holdout: 0", "folds: 2"])
     assert main(["run", "train.yaml", "--set", "output=whole"]) == 0
@@ -216,6 +216,8 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits_on_other_ranks(work,
     wait_until(lambda: told.exists() and "network 1 of 2" in told.read_text(), running)
     running.send_signal(signal.SIGKILL)
     running.wait()
+    assert main(["watch", "--once", "killed"]) == 1
+    assert "not running any more" in capsys.readouterr().out
     before = len(told.read_text().splitlines())
     ended = launch(2, "-c", RESUME, "killed", folder=work)
     assert ended.returncode == 0, ended.stdout + ended.stderr
