@@ -42,7 +42,7 @@ RECORDS = RESULTS / "classscores.jsonl"
 DATA = Path(os.environ.get("VITREA_DATA", HERE.parent.parent / "shared" / "data")).resolve()
 JUNK = 0.3
 RIDGE = 1.0            # penalty of a squared weight, in classes: figures that say the same share their weight
-AGAINST = ("edge", "offset", "stripes")   # the more, the worse; of all others more is better
+AGAINST = ("edge", "offset")   # the more, the worse; of all others more is better
 LEAST_PARTICLES = 5    # of a class that is learned from or judged
 THRESHOLD = 0.5
 SPECIMENS = {"bgal": ["--map", DATA / "maps" / "betaGal.mrc"],
@@ -112,7 +112,7 @@ def real_run(folder, name, n):
     box, scaled, diameter, classes, keys = (REAL | SCENES)[name]
     if name in SCENES:
         vitrea("simulate", "micrographs", "--out", folder / "prepared" / name, *SCENE, folder=folder)
-    elif not (folder / "prepared").exists():
+    elif not (folder / "prepared" / name).exists():
         subprocess.run([sys.executable, DATA / "prepare.py", folder / "prepared"], check=True, capture_output=True)
     prepared = folder / "prepared" / name
     pixel = add_background(prepared, folder / f"mixed_{name}", diameter)
@@ -185,13 +185,15 @@ def fit(records):
     parts = [columns_of(record, names) for record in records]
     figures = np.concatenate([part[0] for part in parts])
     good = np.concatenate([part[2] < 0.5 * part[1] for part in parts])
+    # A class that is half junk says nothing of either kind.
+    sure = np.concatenate([np.abs(1 - 2 * part[2] / part[1]) for part in parts])
     mean, deviation = np.nanmean(figures, axis=0), np.nanstd(figures, axis=0)
     scaled = np.nan_to_num((figures - mean) / deviation)
 
     def loss(parameters):
         logit = parameters[0] + scaled @ parameters[1:]
-        error = np.logaddexp(0, np.where(good, -logit, logit))
-        slope = np.where(good, -1, 1) / (1 + np.exp(np.where(good, logit, -logit)))
+        error = sure * np.logaddexp(0, np.where(good, -logit, logit))
+        slope = sure * np.where(good, -1, 1) / (1 + np.exp(np.where(good, logit, -logit)))
         weights = parameters[1:]
         return (error.sum() + 0.5 * RIDGE * weights @ weights,
                 np.concatenate([[slope.sum()], scaled.T @ slope + RIDGE * weights]))

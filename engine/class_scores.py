@@ -45,7 +45,6 @@ WORDS = {
     "centre": "variance in the middle {1:.2g} times that at the edge",
     "edge": "{0:.2f} of the signal in the outer ring of the mask",
     "offset": "centre of the signal {0:.2f} radii from the middle",
-    "stripes": "{0:.2f} of the power spectrum in one direction",
     "half_sets": "correlation of half-sets {0:.2f} in the mean",
     "pmax": "probability of the best pose {0:+.2f} beside the run's mean",
     "brightness": "amplitude of the particles {0:+.3f} beside the mean of all",
@@ -107,7 +106,7 @@ def _of_pixels(run, radius):
     radius = min(radius, run.box_size / 2 - 1)
     inside, middle = distance <= radius, distance <= radius / 2
     edge = inside & (distance > EDGE * radius)
-    found = {name: np.full(run.n_classes, np.nan) for name in ("centre", "edge", "offset", "stripes")}
+    found = {name: np.full(run.n_classes, np.nan) for name in ("centre", "edge", "offset")}
     for k in np.flatnonzero(run.sizes):
         image = run.averages[k].astype(np.float64)
         image = np.where(inside, image - image[inside].mean(), 0.0)
@@ -118,18 +117,4 @@ def _of_pixels(run, radius):
         found["centre"][k] = np.log(max(power[middle].mean(), 1e-12) / max(power[edge].mean(), 1e-12))
         found["edge"][k] = power[edge].sum() / total
         found["offset"][k] = np.hypot((power * x).sum(), (power * y).sum()) / total / radius
-        found["stripes"][k] = _stripes(image, radius)
     return found
-
-
-def _stripes(image, radius):
-    """|Σ P e^{2iθ}| / Σ P of the power spectrum P down to BAND elements across the particle: 0 if it has no preferred
-    direction, 1 if all of it lies on one."""
-    n = len(image)
-    power = np.abs(np.fft.fft2(image)) ** 2
-    axis = np.fft.fftfreq(n)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    frequency = np.hypot(x, y)
-    band = (frequency > 0) & (frequency <= min(BAND / (2 * radius), 0.5))
-    turn = ((x + 1j * y)[band] / frequency[band]) ** 2
-    return abs((power[band] * turn).sum()) / max(power[band].sum(), 1e-30)

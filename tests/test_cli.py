@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -72,9 +73,9 @@ def test_every_command_has_an_example_that_parses():
     found = 0
     for parser in all_parsers(cli._parser()):
         for example in re.findall(r"^example:\n +(?:mpiexec -n \d+ )?vitrea (.*)$", parser.epilog or "", re.MULTILINE):
-            cli._parser().parse_args(example.split(" > ")[0].split())
+            cli._parser().parse_args(shlex.split(example.split(" > ")[0]))
             found += 1
-    assert found == 15
+    assert found == 17
 
 
 def all_parsers(parser):
@@ -227,6 +228,7 @@ def test_resume_goes_on_from_the_checkpoint_or_the_start_wherever_the_folder_is_
 
 def test_resume_refuses_to_change_the_experiment(probe, capsys):
     cli.main(["run", "job.yaml"])
+    capsys.readouterr()   # where the report is
     assert refused(capsys, "resume", "runs/a", "--set", "n_classes=9") == (
         "--set n_classes=9: n_classes cannot change within a run; expected one of max_iterations, "
         "checkpoint_minutes, threads, memory_limit, storage, scratch; start a new run with another output"
@@ -235,6 +237,7 @@ def test_resume_refuses_to_change_the_experiment(probe, capsys):
 
 def test_resume_of_a_done_run_has_nothing_to_do(probe, capsys):
     cli.main(["run", "job.yaml"])
+    capsys.readouterr()   # where the report is
     with RunLog(Path("runs/a"), echo=False) as log:
         log.record("done")
     probe.run = None
@@ -244,6 +247,7 @@ def test_resume_of_a_done_run_has_nothing_to_do(probe, capsys):
 
 def test_resume_from_another_folder_says_where_the_particles_are(probe, capsys, tmp_path, monkeypatch):
     cli.main(["run", "job.yaml"])
+    capsys.readouterr()   # where the report is
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert refused(capsys, "resume", "../runs/a").endswith(
