@@ -118,11 +118,11 @@ def _compared(words: str, differences, rms: float | None, largest: float | None,
 
 
 def _against_theory(result: Result, words: str, rms: float | None, largest: float | None, kept=slice(None)) -> str:
-    """The line that compares P_flat with F4 or F5. Tolerances are set for SGD's noise: as the Hessian, by Itô's rule;
-    the others come near the theory only with steps that are smaller still (docs/dynamics.md)."""
+    """The line that compares P_flat with F4 or F5. Tolerances are set for Itô's rule, with noise as the Hessian or
+    isotropic; the others come near the theory only with steps that are smaller still (docs/dynamics.md)."""
     off = (_column(result, "p_flat") - _column(result, "theory_p_flat"))[kept]
     line = _compared(f"{words}, and simulated P_flat", off, rms, largest)
-    if result["noise_power"] == 1 and result["place"] == ITO:
+    if result["noise_power"] <= 1 and result["place"] == ITO:
         return line
     return "note     " + line[9:].partition(";")[0] + "; with this noise no limit is set"
 
@@ -304,7 +304,7 @@ def _judge_courses(result: Result) -> list[str]:
     y, strength = _column(result, "y"), _column(result, "noise_strength")
     lowest = y == y.min()
     order = np.flatnonzero(lowest)[np.argsort(strength[lowest])]
-    if len(order) > 1:
+    if len(order) > 1 and result["noise_power"] > 0:   # isotropic noise fills the valleys by their widths alone
         values = ", ".join(f"{p_flat[each]:.3f} at σ = {strength[each]:g}" for each in order)
         lines.append(_said(bool((np.diff(p_flat[order]) < 0).all()),
                            f"at one y, {y.min():g}, more noise has fewer in the flat valley: {values}"))

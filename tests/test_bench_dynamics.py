@@ -57,9 +57,7 @@ def test_langevin_is_checked_and_measured(tmp_path, monkeypatch, capsys):
 def test_the_jobs_of_the_document_can_be_read(path):
     job = read_job(path)
     assert job.type.name == "dynamics"
-    assert job.options.seed == 1
-    grid = job.options.learning_rates or ()
-    assert all(np.abs(published.GRID / rate - 1).min() < 1e-5 or rate < 0.01 for rate in grid)
+    assert job.options.output.parent == Path("runs")
 
 
 def test_there_are_jobs_for_every_experiment_on_two_valleys():
