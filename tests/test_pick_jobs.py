@@ -30,7 +30,7 @@ from vitrea.picker.memory import PROCESS
 from vitrea.picker.micrographs import Preparation, list_micrographs
 from vitrea.picker.modelfile import read_model
 from vitrea.picker.network import PRESETS
-from vitrea.picker.training import start
+from vitrea.picker.training import DEFAULT, start
 from vitrea.picker.trainings import Trainings, digest_of
 
 PIXEL, DIAMETER, HEIGHT, WIDTH = 6.0, 150.0, 280, 340
@@ -226,7 +226,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits_on_other_ranks(work,
 
 
 def test_a_checkpoint_of_another_training_is_not_used(tmp_path):
-    network, recipe = PRESETS["vitrea"], pick_train.DEFAULT
+    network, recipe = PRESETS["vitrea"], DEFAULT
 
     def digest(moved=0.0, seed=0):
         labelled = [LabelledMicrograph(np.zeros((70, 80), np.float32), np.ones((1, 2)) + moved)]
