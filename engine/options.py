@@ -133,6 +133,9 @@ class Option:
 # Sections of a job file, in its order, with the heading each one has there.
 SECTIONS = {
     "job": "What is classified",
+    "simulation": "What is simulated",
+    "specimen": "The specimen",
+    "microscope": "The microscope",
     "experiment": "The experiment",
     "valleys": "The two-valley model, and the trajectories in it",
     "networks": "The networks",

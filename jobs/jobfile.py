@@ -30,6 +30,7 @@ from vitrea.engine.options import (
     format_value,
     options_of,
 )
+from vitrea.jobs.simulation import SimulateMicrographsOptions, SimulateParticlesOptions
 from vitrea.picker.options import ExtractOptions, PickOptions, PickTrainOptions, RecurseOptions
 
 JOB_NAME = "job.yaml"
@@ -130,6 +131,22 @@ JOBS = {
             "vitrea.picker.extract:run",
             checker="vitrea.picker.extract:check",
             products={"particles": "particles.star"},
+        ),
+        JobType(
+            "simulate-particles",
+            "a specimen to particle images, and their truth",
+            SimulateParticlesOptions,
+            "vitrea.jobs.simulation:run_particles",
+            checker="vitrea.jobs.simulation:check",
+            products={"particles": "particles.star", "truth": "truth.star"},
+        ),
+        JobType(
+            "simulate-micrographs",
+            "a specimen to micrographs, and their truth",
+            SimulateMicrographsOptions,
+            "vitrea.jobs.simulation:run_micrographs",
+            checker="vitrea.jobs.simulation:check",
+            products={"micrographs": "micrographs.star", "coordinates": "coordinates", "ignore": "ignore"},
         ),
         JobType(
             "dynamics",

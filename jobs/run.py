@@ -242,9 +242,10 @@ def _require_resumable(path: Path, overrides: Sequence[str]) -> None:
 
 def _require_input(path: Path, job: Job) -> None:
     began = started_in(path)
-    if job.options.input and not job.options.input.exists() and began and (began / job.options.input).exists():
+    source = getattr(job.options, "input", None)
+    if source and not source.exists() and began and (began / source).exists():
         raise JobError(
-            f"{path}: {job.options.input} is not there seen from {Path.cwd()}; the run was started in another folder; "
+            f"{path}: {source} is not there seen from {Path.cwd()}; the run was started in another folder; "
             f"'cd {began}' first"
         )
 

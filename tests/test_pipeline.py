@@ -1,16 +1,22 @@
 """Pipelines: stages that take what others made, what a rerun does again or leaves, mistakes with their line."""
+import dataclasses
 import shutil
 import signal
 from pathlib import Path
 
+import mrcfile
 import pytest
 
 from tests.running import same_files, wait_until
 from vitrea.engine.errors import JobError
 from vitrea.engine.log import read_records
+from vitrea.engine.options import options_of
+from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.jobs.cli import main
 from vitrea.jobs.jobfile import JOBS, read_job
 from vitrea.jobs.pipeline import example, read_pipeline
+from vitrea.jobs.simulation import SimulateMicrographsOptions, SimulateParticlesOptions
+from vitrea.picker.simulate import MicrographSimulation, simulate_micrographs
 
 RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs")
 FIRST = """\
@@ -226,3 +232,36 @@ iterate = classify2d.iterate
 classify2d.iterate = lambda run, state: (time.sleep(0.5), iterate(run, state))[1]
 sys.exit(main(sys.argv[1:]))
 """
+
+
+# ---- simulations as jobs
+
+@pytest.mark.parametrize(("options", "simulation"), [(SimulateParticlesOptions, ParticleSimulation),
+                                                     (SimulateMicrographsOptions, MicrographSimulation)])
+def test_a_simulation_has_all_keys_of_vitrea_simulate_with_their_defaults(options, simulation):
+    keys, known = options_of(options), {field.name: field.default for field in dataclasses.fields(simulation)}
+    assert set(keys) - {"output", "threads"} == set(known)
+    assert all(keys[name].default == default for name, default in known.items())
+
+
+def test_a_simulation_is_that_of_vitrea_simulate(run_job, tmp_path):
+    keys = {"n": 12, "views": 2, "box_size": 16, "pixel_size": 6.0, "snr": 0.3, "defocus": [9000, 9500], "seed": 3}
+    folder = run_job("simulate-particles", **keys)
+    simulate_particles(ParticleSimulation(**keys | {"defocus": (9000.0, 9500.0)}), tmp_path / "same")
+    assert (mrcfile.read(folder / "particles.mrcs") == mrcfile.read(tmp_path / "same" / "particles.mrcs")).all()
+    keys = {"n": 1, "pixel_size": 8.0, "diameter": 100.0, "particles": 4, "snr": 0.3, "views": 2, "size": [64, 80]}
+    folder = run_job("simulate-micrographs", **keys)
+    simulate_micrographs(MicrographSimulation(**keys | {"size": (64, 80)}), tmp_path / "micrographs")
+    same_files(folder, tmp_path / "micrographs", ["coordinates/mic_0001.star"])
+    assert all((folder / place).exists() for place in JOBS["simulate-micrographs"].products.values())
+
+
+def test_a_mistake_in_a_simulation_is_told_before_it_begins(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = "job: simulate-particles\noutput: run\nn: 3\npixel_size: 6\nsnr: 1\nviews: 1\nbox_size: 32\n"
+    for extra, words in (("defocus: [1, 2, 3]\n", "job.yaml:8: defocus has 3 numbers; expected two"),
+                         ("max_shift: 20\n", "max_shift"),
+                         ("map_path: none.mrc\nmodel_path: x.pdb\n", "job.yaml:9: map")):
+        Path("job.yaml").write_text(lines + extra)
+        assert main(["check", "job.yaml"]) == 2
+        assert words in capsys.readouterr().err
