@@ -218,9 +218,10 @@ def run(n, seed, tell=print):
                 trial = Trial(folder.resolve(), good, f"{seed}/{number}")
                 found = trial.problem(good)
                 harm.update(each for each, _ in trial.done)
+                tell(f"trial {number}: {trial.done}: {found or 'the same bits'}")
                 if found:
                     findings.append((number, trial.done, found))
-                    tell(f"trial {number}: {trial.done}: {found}\n{(folder / 'told').read_text()[-3000:]}")
+                    tell((folder / "told").read_text()[-3000:])
             finally:
                 subprocess.run(["umount", "-l", folder], check=True)
     return findings, harm
