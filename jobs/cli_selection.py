@@ -1,4 +1,4 @@
-"""Commands for a finished run: `vitrea report` and `vitrea select`."""
+"""Commands for a finished run: `vitrea report`, `vitrea stability` and `vitrea select`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def add(commands: argparse._SubParsersAction) -> None:
                         "right [px]")
     report.add_argument("--ignore", type=Path, metavar="DIR", help="picks: .csv files with x, y, radius [px], discs in "
                         "which nothing counts")
+    stability = command(commands, "stability", _stability, "how far a second run, with another seed, agrees with a run",
+                        "vitrea stability runs/first runs/other_seed")
+    stability.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder, which stability.star is "
+                           "written into")
+    stability.add_argument("other", type=Path, metavar="OTHER", help="the folder of a run of the same particles")
     _add_select(commands)
 
 
@@ -33,6 +38,8 @@ def _add_select(commands: argparse._SubParsersAction) -> None:
     add("--min-particles", type=int, metavar="N", help="classes of at least so many particles")
     add("--score", type=float, metavar="S", help="classes of this score or better, 0 to 1: how likely a class is one "
         "of particles; the report tells why")
+    add("--min-stability", type=float, metavar="S", help="classes of this stability or better, 0 to 1, as 'vitrea "
+        "stability' found it")
     add("--interactive", action="store_true", help="look at the classes and decide, on a page in a browser on this "
         "machine; rules, or an earlier selection, are where it starts")
     add("--port", type=int, default=0, metavar="P", help="with --interactive: the port of the page, to reach it "
@@ -44,13 +51,30 @@ def _select(arguments: argparse.Namespace) -> int:
     from vitrea.jobs.select import Rules
     from vitrea.jobs.select_run import interactive, select
 
-    rules = Rules(arguments.classes, arguments.min_resolution, arguments.min_particles, arguments.score)
+    rules = Rules(arguments.classes, arguments.min_resolution, arguments.min_particles, arguments.score,
+                  arguments.min_stability)
     if not (rules or arguments.interactive):
         raise JobError("select: no rule was given; expected one of --classes, --min-resolution, --min-particles, "
-                       "--score, or --interactive; say which classes go on")
+                       "--score, --min-stability, or --interactive; say which classes go on")
     if arguments.interactive:
         return interactive(arguments.folder, rules, arguments.out, arguments.port)
     return select(arguments.folder, rules, arguments.out)
+
+
+def _stability(arguments: argparse.Namespace) -> int:
+    from vitrea.engine.finished import read_finished
+    from vitrea.engine.stability import STAR_NAME, stability_of, write_stability
+
+    run, other = read_finished(arguments.folder), read_finished(arguments.other)
+    found = stability_of(run, other)
+    write_stability(run, other, found)
+    print(f"{len(found.rows):,} particles in both   ARI {found.ari:.3f}   stability, by chance, partner")
+    for k in (-run.sizes).argsort(kind="stable"):
+        if found.partner[k] >= 0:
+            print(f"class {k + 1:<5}{run.sizes[k]:>10,} particles   {found.classes[k]:.3f}   {found.chance[k]:.3f}   "
+                  f"class {found.partner[k] + 1}")
+    print(f"  {run.folder / STAR_NAME!s:<40} of every class and particle")
+    return DONE
 
 
 def _report(arguments: argparse.Namespace) -> int:

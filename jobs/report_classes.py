@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitrea.engine.stability import read_stability
 from vitrea.engine.tiles import tiles
 
 IMAGE_BUDGET = 7_500_000   # bytes of all tiles; as text they are a third more, and the page is to stay under 15 MB
@@ -52,10 +53,16 @@ def _shared(run, entries, columns):
 
 
 def _facts(run, columns):
-    """(name, value in words) of each class: medians over its particles."""
+    """(name, value in words) of each class: medians over its particles, and its stability where it is known."""
     medians = {name: _medians(run, column.values) for name, column in columns.items()}
-    return [[(column.words, column.form.format(medians[name][k])) for name, column in columns.items()
-             if np.isfinite(medians[name][k])] for k in range(run.n_classes)]
+    facts = [[(column.words, column.form.format(medians[name][k])) for name, column in columns.items()
+              if np.isfinite(medians[name][k])] for k in range(run.n_classes)]
+    stability = read_stability(run.folder, run.n_classes) or {"classes": []}
+    for k, value in enumerate(stability["classes"]):
+        if value is not None:
+            facts[k].append(("stability between runs", f"{value:.2f}, by chance {stability['chance'][k]:.2f}, with "
+                             f"class {stability['partner'][k]} of {stability['other']}"))
+    return facts
 
 
 @dataclass(frozen=True)

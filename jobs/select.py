@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrea.engine.errors import JobError
+from vitrea.engine.stability import NAME, read_stability
 from vitrea.engine.subset import SELECTED, Choice
 
 FOLDER = "selection"   # in the run folder, unless --out says otherwise
@@ -17,12 +18,14 @@ BY_HAND = ("rejected by hand", "kept by hand")
 
 @dataclass(frozen=True)
 class Rules:
-    """What a class must fulfil: its number; its resolution [Å] at most; its particles and its score at least."""
+    """What a class must fulfil: its number; its resolution [Å] at most; its particles, its score and its stability
+    between runs at least."""
 
     classes: str | None = None
     resolution: float | None = None
     particles: int | None = None
     score: float | None = None
+    stability: float | None = None
 
     def __bool__(self):
         return any(value is not None for value in vars(self).values())
@@ -87,6 +90,19 @@ def _tests(run, rules, score):
     if rules.particles is not None:
         yield (f"--min-particles {rules.particles}", run.sizes >= rules.particles,
                lambda k: f"{run.sizes[k]:,} particles are fewer than {rules.particles:,}")
+    if rules.stability is not None:
+        stable = _stability(run)
+        yield (f"--min-stability {rules.stability:g}", stable >= rules.stability,
+               lambda k: f"stability {stable[k]:.2f} is below {rules.stability:g}")
     if rules.score is not None:
         yield (f"--score {rules.score:g}", score >= rules.score,
                lambda k: f"score {score[k]:.2f} is below {rules.score:g}")
+
+
+def _stability(run):
+    """float64[K] of stability.json, NaN for classes without; JobError if the run folder has none."""
+    found = read_stability(run.folder, run.n_classes)
+    if found is None:
+        raise JobError(f"{run.folder}: --min-stability: found no {NAME}; expected what 'vitrea stability' writes; run "
+                       "it with a second run of the same particles")
+    return np.array(found["classes"], dtype=np.float64)

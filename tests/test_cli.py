@@ -75,7 +75,7 @@ def test_every_command_has_an_example_that_parses():
         for example in re.findall(r"^example:\n +(?:mpiexec -n \d+ )?vitrea (.*)$", parser.epilog or "", re.MULTILINE):
             cli._parser().parse_args(shlex.split(example.split(" > ")[0]))
             found += 1
-    assert found == 17
+    assert found == 18
 
 
 def all_parsers(parser):
