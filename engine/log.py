@@ -131,7 +131,8 @@ class NullLog:
 
 
 def read_records(path: Path) -> list[dict[str, object]]:
-    """All whole records of a record.jsonl, oldest first; none if there is no file. A line being written is left out."""
+    """All whole records of a record.jsonl, oldest first; none if there is no file. A line being written is left out,
+    and so is one that a disk has damaged: what is told of a run matters less than that it can go on."""
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -139,7 +140,15 @@ def read_records(path: Path) -> list[dict[str, object]]:
     except OSError as error:
         raise JobError(f"{path}: cannot be read: {error.strerror}; check the permissions of the run folder") from error
     whole = text[: text.rfind("\n") + 1].splitlines()
-    return [json.loads(line) for line in whole if line.startswith("{") and line.endswith("}")]
+    return [record for line in whole if (record := _record_of(line)) is not None]
+
+
+def _record_of(line: str) -> dict[str, object] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def format_record(record: Record) -> list[str]:

@@ -136,8 +136,20 @@ def read_state(folder: Path) -> RunState:
 def _records_of(folder: Path) -> RunState:
     state = RunState()
     for record in read_records(Path(folder) / RECORDS_NAME):
-        state.add(record)
+        if _is_whole(record):
+            state.add(record)
     return state
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether a record has what every record has; one that a disk has damaged may not."""
+    try:
+        datetime.fromisoformat(str(record["time"]))
+        float(record["elapsed"])
+        int(record.get("iteration") or 0)
+        return isinstance(record["kind"], str)
+    except (KeyError, ValueError, TypeError):
+        return False
 
 
 def _process_is_gone(start: Record) -> bool:

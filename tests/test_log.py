@@ -170,3 +170,10 @@ def test_hours_grow():
     assert [format_clock(seconds) for seconds in (0, 59.9, 704, 3600 * 100)] == [
         "0:00:00", "0:00:59", "0:11:44", "100:00:00",
     ]
+
+
+def test_a_record_that_a_disk_has_damaged_is_left_out(tmp_path):
+    """Found by tests/robust/fuzz.py: a torn line between others ended `vitrea watch` with a traceback."""
+    good = '{"kind": "stopped", "time": "2026-01-02T03:04:05+00:00", "elapsed": 1.0}'
+    (tmp_path / "record.jsonl").write_text(f'{good}\n{{"kind": "it\x00}}\n[1]\n{{{{}}}}\n{"{" * 9000}{"}" * 9000}\n{good}\n')
+    assert [record["kind"] for record in read_records(tmp_path / "record.jsonl")] == ["stopped", "stopped"]

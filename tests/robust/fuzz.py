@@ -5,6 +5,7 @@ with a JobError; anything else is a finding: another exception, more memory or t
 left behind, or, of a sentence, no place and no remedy. Findings are kept in a folder, with the seed that makes them.
 """
 import argparse
+import io
 import json
 import random
 import resource
@@ -16,6 +17,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 
 SECONDS, GIGABYTES = 5.0, 1.0
@@ -32,15 +34,21 @@ class SlowError(Exception):
 
 def kinds(folder):
     """{name: (content of a good file, its suffix, reader of a path)}; good files are made in `folder`."""
+    from rich.console import Console
+
     from vitrea.engine.checkpoint import read_checkpoint, write_checkpoint
+    from vitrea.engine.log import LINES_NAME, RECORDS_NAME, RunLog
     from vitrea.engine.particles import read_particles
     from vitrea.engine.simulate import ParticleSimulation, simulate_particles
     from vitrea.engine.stacks import read_header, read_images
-    from vitrea.engine.star import read_star
+    from vitrea.engine.star import read_star, write_star
     from vitrea.jobs.allocation import read_allocation
     from vitrea.jobs.jobfile import JOBS, read_job, template
+    from vitrea.jobs.ledger import LEDGER_NAME, Inputs, read_ledger, write_ledger
     from vitrea.jobs.pipeline import example, read_pipeline
+    from vitrea.jobs.watch import watch
     from vitrea.picker.coordinates import read_coordinates, write_coordinates
+    from vitrea.picker.micrographs import list_micrographs, read_micrograph
 
     simulate_particles(ParticleSimulation(n=12, views=2, box_size=16, pixel_size=6.0, snr=0.3), folder)
     star = (folder / "particles.star").read_bytes()
@@ -58,6 +66,35 @@ def kinds(folder):
         (folder / "m.star").write_bytes(star.replace(b"particles.mrcs", path.name.encode()))
         particles(folder / "m.star")
 
+    def micrograph(path):
+        read_micrograph(path, 4.0)
+
+    def ledger(path):
+        path.replace(folder / LEDGER_NAME)
+        try:
+            read_ledger(folder)
+        finally:
+            (folder / LEDGER_NAME).replace(path)
+
+    def records(path):
+        path.replace(folder / RECORDS_NAME)
+        try:
+            watch(folder, once=True, console=Console(file=io.StringIO(), width=80))
+        finally:
+            (folder / RECORDS_NAME).replace(path)
+
+    mrcfile.write(folder / "one.mrc", np.arange(7680, dtype=np.float32).reshape(80, 96), voxel_size=4.0)
+    write_star(folder / "l.star", {"": {"rlnMicrographName": ["a.mrc", "b.mrc"], "rlnDefocusU": ["1e4", "2e4"]}})
+    write_ledger(folder, {"first": (Inputs({"n": "1"}, {"a": (1, 2, "x")}), True)})
+    marks = (folder / LEDGER_NAME).read_bytes()
+    (folder / LEDGER_NAME).unlink()
+    with RunLog(folder, echo=False) as log:
+        log.record("start", job="classify2d", particles=12, n_classes=2, box_size=16, pixel_size=6.0, ranks=2)
+        log.record("iteration", iteration=1, of=3, stage="full", log_likelihood=-1.0, class_sizes=[5, 7], eta=3.0)
+        log.record("stopped", total=1, iteration=1, of=3, stage="full", reason="SIGTERM")
+    lines = (folder / RECORDS_NAME).read_bytes()
+    for name in (RECORDS_NAME, LINES_NAME):
+        (folder / name).unlink()
     cluster = b"cluster:\n  scheduler: slurm\n  nodes: 2\n  modules: [a, b]\n  directives: |\n    --x=y\n"
     csv = b"x,y,score\n" + b"".join(b"%d,%d,0.5\n" % (x, x) for x in places)
     box = "".join(f"{int(x)}\t{int(x)}\t40\t40\n" for x in places).encode()
@@ -69,6 +106,9 @@ def kinds(folder):
         "coordinates.star": ((folder / "k.star").read_bytes(), ".star", read_coordinates),
         "coordinates.box": (box, ".box", read_coordinates),
         "coordinates.csv": (csv, ".csv", read_coordinates),
+        "micrograph": ((folder / "one.mrc").read_bytes(), ".mrc", micrograph),
+        "micrographs.star": ((folder / "l.star").read_bytes(), ".star", list_micrographs),
+        "stages.json": (marks, ".json", ledger), "record.jsonl": (lines, ".jsonl", records),
         "pipeline": (example().encode(), ".yaml", read_pipeline),
         "cluster section": (b"job: classify2d\n" + cluster, ".yaml", read_allocation), **jobs}
 
