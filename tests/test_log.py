@@ -175,5 +175,6 @@ def test_hours_grow():
 def test_a_record_that_a_disk_has_damaged_is_left_out(tmp_path):
     """Found by tests/robust/fuzz.py: a torn line between others ended `vitrea watch` with a traceback."""
     good = '{"kind": "stopped", "time": "2026-01-02T03:04:05+00:00", "elapsed": 1.0}'
-    (tmp_path / "record.jsonl").write_text(f'{good}\n{{"kind": "it\x00}}\n[1]\n{{{{}}}}\n{"{" * 9000}{"}" * 9000}\n{good}\n')
+    bad = ['{"kind": "it\x00}', "[1]", "{{}}", "{" * 9000 + "}" * 9000]
+    (tmp_path / "record.jsonl").write_text("\n".join([good, *bad, good, ""]))
     assert [record["kind"] for record in read_records(tmp_path / "record.jsonl")] == ["stopped", "stopped"]
