@@ -94,6 +94,7 @@ def read_shard(table, options, geometry, stop, log, *, comm, space=None):
                 log.record(
                     "progress", iteration=0, of=0, stage="read", fraction=(i + 1) / len(shard.blocks), phase="reading"
                 )
+        mistake = mistake or reader.changed()
     agree(mistake, comm)
     if stop.agreed():
         return None, None

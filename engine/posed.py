@@ -195,6 +195,7 @@ def read_posed(table, options, geometry, stop, log, *, comm, scratch=None):
                 last = time.perf_counter()
                 log.record("progress", iteration=0, of=0, stage="read", fraction=(i + 1) / len(shard.blocks),
                            phase="reading")
+        mistake = mistake or reader.changed()
     agree(mistake, comm)
     if stop.agreed():
         return None

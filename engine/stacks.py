@@ -73,6 +73,7 @@ class StackReader:
     def __init__(self, table):
         self._table = table
         self._open = OrderedDict()   # stack number -> file, the one used last at the end
+        self._marks = {}             # stack number -> what tells it from another, when it was opened first
 
     def read(self, rows):
         """Images of `rows` (int[n], any order, repeats allowed) as float32[n, L, L], in the order of `rows`.
@@ -86,6 +87,18 @@ class StackReader:
         for stack, first, places in _runs(self._table.stack_index[rows], self._table.section[rows]):
             images[places] = self._sections(stack, first, len(places), rows[places[0]])
         return images
+
+    def changed(self):
+        """A sentence about a stack that was written to, replaced or removed since it was opened here; None if none was.
+
+        Half of its particles may be of before, half of after: what is read then belongs to no stack at all.
+        """
+        for stack, mark in self._marks.items():
+            path = self._table.stacks[stack]
+            if _mark(path) != mark:
+                return (f"{path}: this stack has changed while it was read; expected particles that stay as they are; "
+                        "wait for what writes it to end, then run or resume again")
+        return None
 
     def close(self):
         while self._open:
@@ -119,8 +132,18 @@ class StackReader:
             if len(self._open) == OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
             self._open[stack] = open(self._table.stacks[stack], "rb", buffering=0)
+            self._marks.setdefault(stack, _mark(self._table.stacks[stack]))
         self._open.move_to_end(stack)
         return self._open[stack]
+
+
+def _mark(path):
+    """What tells a file from another of its name: (inode, bytes, time of the last change [ns]); None if it is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_images(table, rows):

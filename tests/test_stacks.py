@@ -1,5 +1,7 @@
 """Stacks: every mode, byte order and header that is met, images in the order asked for, and broken files told."""
+import os
 import resource
+import shutil
 import signal
 
 import mrcfile
@@ -11,6 +13,7 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.particles import read_particles
 from vitrea.engine.stacks import OPEN_FILES, StackReader, read_header, read_images, write_stack
 from vitrea.engine.star import write_star
+from vitrea.jobs.cli import main
 
 RNG = np.random.default_rng(2)
 
@@ -184,3 +187,46 @@ def test_real_images_are_normalised_as_relion_left_them(data):
     outside = images[:, np.hypot(axis[:, None], axis) > 127]
     assert np.allclose(outside.mean(1), 0, atol=0.02)
     assert np.allclose(outside.std(1), 1, atol=0.02)
+
+
+@pytest.mark.parametrize("harm", ["written to", "replaced", "removed", "touched"])
+def test_a_stack_that_changes_while_it_is_read_is_noticed(tmp_path, harm):
+    images = RNG.normal(size=(3, 8, 8)).astype(np.float32)
+    for name in "ab":
+        write_stack(tmp_path / f"{name}.mrcs", images, 2.0)
+    path = tmp_path / "b.mrcs"
+    with StackReader(table_of(tmp_path, [f"{i}@{tmp_path}/{name}.mrcs" for name in "ab" for i in (1, 2)])) as reader:
+        reader.read([0, 1, 2])
+        assert reader.changed() is None
+        if harm == "written to":
+            with path.open("r+b") as file:
+                file.seek(1200)
+                file.write(b"\0")
+        elif harm == "replaced":
+            before = path.stat()
+            write_stack(path, images, 2.0)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        else:
+            path.unlink() if harm == "removed" else path.touch()
+        assert reader.changed().startswith(f"{path}: this stack has changed while it was read; expected particles that")
+
+
+@pytest.mark.parametrize(("job", "name"), [("classify2d", "particles.star"), ("cluster", "truth.star")])
+def test_a_run_on_a_stack_that_changes_while_it_is_read_is_refused(stacks, tmp_path, monkeypatch, capsys, job, name):
+    shutil.copytree(stacks / "plain", tmp_path / "sim")
+    (tmp_path / "job.yaml").write_text(f"job: {job}\ninput: {tmp_path}/sim/{name}\noutput: run\n"
+                                       "n_classes: 3\nparticle_diameter: 150\n")
+    monkeypatch.chdir(tmp_path)
+    star = tmp_path / "sim" / name
+    star.write_text(star.read_text().replace(str(stacks / "plain"), str(tmp_path / "sim")))
+    read = StackReader.read
+
+    def read_and_write(self, rows):
+        found = read(self, rows)
+        (tmp_path / "sim" / "particles.mrcs").touch()
+        return found
+
+    monkeypatch.setattr(StackReader, "read", read_and_write)
+    assert main(["run", "job.yaml"]) == 2
+    assert "particles.mrcs: this stack has changed while it was read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
