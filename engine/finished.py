@@ -12,10 +12,11 @@ import numpy as np
 from vitrea.engine.errors import JobError
 from vitrea.engine.stacks import read_header
 from vitrea.engine.star import read_long_star
-from vitrea.engine.storage import Memory
+from vitrea.engine.storage import Memory, Scratch
 
 DATA_NAME, MODEL_NAME, STACK_NAME = "run_data.star", "run_model.star", "run_classes.mrcs"
 UNKNOWN = 999.0   # RELION's resolution of what has none
+LARGE = 50_000_000   # bytes of a STAR file whose words are kept in scratch instead of memory
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def read_finished(folder):
         found = "is not a folder" if not folder.is_dir() else "holds no finished classes"
         raise JobError(f"{folder}: {found}; expected the folder of a run with {DATA_NAME}, {MODEL_NAME} and "
                        f"{STACK_NAME}; 'vitrea resume {folder}' finishes one")
-    blocks, model = (read_long_star(folder / name, Memory()) for name in (DATA_NAME, MODEL_NAME))
+    blocks, model = (read_long_star(folder / name, _space(folder, name)) for name in (DATA_NAME, MODEL_NAME))
     prior, resolution = (_column(folder / MODEL_NAME, model, "model_classes", label)
                          for label in ("rlnClassDistribution", "rlnEstimatedResolution"))
     averages, pixel_size = _stack(folder / STACK_NAME)
@@ -89,6 +90,11 @@ def read_finished(folder):
                        _column(folder / MODEL_NAME, model, "model_class_1", "rlnResolution"),
                        _spectra(folder, model, "rlnSsnrMap", len(prior)),
                        _spectra(folder, model, "rlnFourierShellCorrelation", len(prior)))
+
+
+def _space(folder, name):
+    """Where the words of a STAR file are kept: a million particles have a quarter of a gigabyte of them."""
+    return Scratch(folder) if (folder / name).stat().st_size > LARGE else Memory()
 
 
 def _require_together(folder, n_averages, n_classes, number):

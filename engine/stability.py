@@ -1,8 +1,8 @@
 """How far two runs agree on which particles belong together: a stability for each class and each particle.
 
-A particle in class a of one run and class b of the other has the stability |a ∩ b| / |a ∪ b|, the Jaccard
-index, counted over the particles of both runs: 1 if the same particles met again, about the share of b in the data if the runs have
-nothing in common. Runs with another seed, of the same particles, tell what the noise and the start decided.
+A particle in class a of one run and class b of the other has the stability |a ∩ b| / |a ∪ b|, the Jaccard index,
+counted over the particles of both runs: 1 if the same particles met again, about the share of b in the data if the runs
+have nothing in common. Runs with another seed, of the same particles, tell what the noise and the start decided.
 """
 import json
 from dataclasses import dataclass

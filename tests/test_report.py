@@ -164,6 +164,16 @@ def test_latent_map_and_free_energy_of_a_cluster_run(tmp_path):
     assert rows[0]["y"][0] == pytest.approx(-np.log(10 / 210), abs=1e-3)
 
 
+def test_a_large_run_is_read_from_scratch_alike(folder, monkeypatch):
+    before = read_finished(folder)
+    monkeypatch.setattr("vitrea.engine.finished.LARGE", 0)
+    after = read_finished(folder)
+    assert after.numbers("rlnAnglePsi").tolist() == before.numbers("rlnAnglePsi").tolist()
+    assert after.particles["rlnImageName"][3:5].tolist() == before.particles["rlnImageName"][3:5].tolist()
+    assert page_of(text_of(folder))["classes"][0]["size"] == 90
+    assert not list(folder.glob(".*")), "scratch files have no names"
+
+
 def test_report_of_no_run_is_a_sentence(tmp_path, capsys):
     with pytest.raises(JobError, match=r"holds no job.yaml; expected the folder of a run"):
         write_report(tmp_path)
