@@ -78,6 +78,7 @@ def measure(trajectories, seed, progress, comm):
     rows += quench_rows(_result(QUENCH, "quench", 3 * trajectories // 4, **lab))
     rows += squared_rows(_result(PHASE_DIAGRAM, "phase_diagram", trajectories, noise_power=2,
                                  learning_rates=(0.1, 10**-(5 / 3)), noise_strengths=(0.1, 10**-(5 / 3)), **lab))
+    rows.sort(key=lambda row: int(row.test[1:]))
     record = {"benchmark": "dynamics", "name": "acceptance", "trajectories": trajectories, "seed": seed,
               "ranks": comm.size, "seconds_small": small, "seconds_grid": grid,
               "seconds": time.process_time() - cpu, "rows": [vars(row) | {"holds": bool(row.holds)} for row in rows]}

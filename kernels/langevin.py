@@ -101,11 +101,11 @@ def advance_general(state, streams, scales, model, key, choice):
                 x, y, crossing, crossing_y = xs[i], ys[i], crossings[i], crossing_ys[i]
                 a, b = _normals(counter, DRIFTING_NOISE, block[i], cell, k0, k1)
                 l_x, l_y, h_xx, h_xy, h_yy = _derivatives(x, y, values)
-                noise_x, noise_y = _correlated(h_xx, cross * h_xy, h_yy, variance, values[10], a, b)
+                noise_x, noise_y = _correlated((h_xx, cross * h_xy, h_yy), variance, values[10], a, b)
                 x_place = x - place * values[8] * (l_x + noise_x)
                 y_place = y - place * values[8] * (l_y + noise_y)
                 _, _, h_xx, h_xy, h_yy = _derivatives(x_place, y_place, values)
-                noise_x, noise_y = _correlated(h_xx, cross * h_xy, h_yy, variance, values[10], a, b)
+                noise_x, noise_y = _correlated((h_xx, cross * h_xy, h_yy), variance, values[10], a, b)
                 after, there = x - values[8] * (l_x + noise_x), y - values[8] * (l_y + noise_y)
                 crossed = (after >= 0.0) != (x >= 0.0)
                 crossings[i] = number if crossed else crossing
@@ -187,8 +187,9 @@ def _power(value, power):
 
 
 @_inlined
-def _correlated(h_xx, h_xy, h_yy, variance, power, a, b):
+def _correlated(hessian, variance, power, a, b):
     """ξ with the covariance `variance` H^p, negative eigenvalues of H cut to 0: Cholesky's factor, times (a, b)."""
+    h_xx, h_xy, h_yy = hessian
     half, mean = 0.5 * (h_xx - h_yy), 0.5 * (h_xx + h_yy)
     radius = math.sqrt(half * half + h_xy * h_xy) + 1e-300
     large = mean + radius                                      # above 0, since H_xx is
