@@ -16,6 +16,7 @@ from vitrea.jobs.cli import main
 from vitrea.jobs.jobfile import JOBS, read_job
 from vitrea.jobs.pipeline import example, read_pipeline
 from vitrea.jobs.simulation import SimulateMicrographsOptions, SimulateParticlesOptions
+from vitrea.picker.coordinates import write_coordinates
 from vitrea.picker.simulate import MicrographSimulation, simulate_micrographs
 
 RESULT_FILES = ("run_data.star", "run_model.star", "run_classes.mrcs")
@@ -140,46 +141,73 @@ def test_a_mistake_in_set_is_a_sentence(work, text, words):
 
 # ---- running and running again
 
-def test_a_rerun_does_only_what_a_change_calls_for(work, capsys):
+CUT = """\
+job: pipeline
+output: run
+stages:
+  - name: made
+    job: simulate-micrographs
+    n: 1
+    pixel_size: 8
+    diameter: 100
+    particles: 6
+    snr: 0.5
+    views: 2
+    size: [160, 160]
+  - name: cut
+    job: extract
+    input: ${made.micrographs}
+    coordinates: places
+    box_size: 16
+    diameter: 100
+"""
+
+
+def test_a_rerun_does_only_what_a_change_calls_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(CUT)
+    Path("places").mkdir()
+    write_coordinates(Path("places/mic_0001.star"), [40, 80.0], [40, 90.0], [0.5, 0.7])
     assert main(["check", "job.yaml"]) == 0
     told = capsys.readouterr().out
-    assert "240 in sim/particles.star" in told
-    assert "stage 2 of 2   second\nclassify2d   into run/second   after first" in told
+    assert "stage 1 of 2   made\njob.yaml   simulate-micrographs   into run/made\n1 at 8 Å/px" in told
+    assert "stage 2 of 2   cut\nextract   into run/cut   after made" in told
     assert main(["run", "job.yaml"]) == 0
-    assert states() == [("first", "begin"), ("second", "begin")]
-    second = read_job(Path("run/second/job.yaml"))
-    assert second.options.input == Path("run/first/run_data.star")
-    before = Path("run/second/run_data.star").read_bytes()
+    assert states() == [("made", "begin"), ("cut", "begin")]
+    assert read_job(Path("run/cut/job.yaml")).options.input == Path("run/made/micrographs.star")
+    before = Path("run/cut/particles.star").read_bytes()
 
     assert main(["run", "job.yaml"]) == 0
-    assert states() == [("first", "skip"), ("second", "skip")]
+    assert states() == [("made", "skip"), ("cut", "skip")]
 
-    Path("job.yaml").write_text(TWO.replace("n_classes: 2", "n_classes: 4"))   # of the second
+    Path("job.yaml").write_text(CUT.replace("box_size: 16", "box_size: 20"))
     assert main(["run", "job.yaml"]) == 0
-    assert states() == [("first", "skip"), ("second", "begin")]
-    assert why("second") == "n_classes was 2, is 4"
-    assert Path("run/earlier/second-1/run_data.star").read_bytes() == before, "what was made is kept"
+    assert states() == [("made", "skip"), ("cut", "begin")]
+    assert why("cut") == "box_size was 16, is 20"
+    assert Path("run/earlier/cut-1/particles.star").read_bytes() == before, "what was made is kept"
 
-    # keys that may change within a run go on; those of the machine change nothing
-    assert main(["resume", "run", "--set", "second.max_iterations=4", "first.threads=2"]) == 0
-    assert states() == [("first", "skip"), ("second", "go on")]
+    # an input that is touched is the same, as are a key given its default and one of the machine
+    Path("places/mic_0001.star").touch()
+    assert main(["resume", "run", "--set", "made.seed=0", "made.threads=2"]) == 0
+    assert states() == [("made", "skip"), ("cut", "skip")]
+    write_coordinates(Path("places/mic_0001.star"), [40, 80.0], [40, 91.0], [0.5, 0.7])
+    assert main(["resume", "run"]) == 0
+    assert states() == [("made", "skip"), ("cut", "begin")]
+    assert why("cut") == "places/mic_0001.star has changed"
+    Path("run/made/micrographs.star").unlink()
+    assert main(["resume", "run"]) == 0
+    assert states() == [("made", "begin"), ("cut", "begin")]
+    assert why("made") == "run/made/micrographs.star is gone"
+
+
+def test_the_same_made_again_changes_nothing_and_keys_that_may_change_within_a_run_go_on(work):
+    assert main(["run", "job.yaml"]) == 0
+    Path("run/first/run_data.star").unlink()
+    assert main(["resume", "run", "--set", "second.max_iterations=4"]) == 0
+    assert states() == [("first", "begin"), ("second", "go on")]
+    assert why("second") == "max_iterations was 3, is 4", "the particles of the first are the same"
     assert [record["iteration"] for record in read_records(Path("run/second/record.jsonl"))
             if record["kind"] == "iteration"] == [1, 2, 3, 4]
-
-    # an input that is touched is the same, as is a key given its default
-    Path("sim/particles.star").touch()
-    assert main(["resume", "run", "--set", "first.seed=0"]) == 0
-    assert states() == [("first", "skip"), ("second", "skip")]
-    Path("run/first/run_data.star").unlink()
-    assert main(["resume", "run"]) == 0
-    assert states() == [("first", "begin"), ("second", "skip")], "the same particles, made again, change nothing"
-    assert why("first") == "run/first/run_data.star is gone"
-    with open("sim/particles.mrcs", "r+b") as file:
-        file.seek(2000)
-        file.write(b"\x01")
-    assert main(["resume", "run"]) == 0
-    assert states()[0] == ("first", "begin")
-    assert why("first").endswith("sim/particles.mrcs has changed")
 
 
 def test_a_pipeline_does_not_take_the_folder_of_another_run(work, capsys):
