@@ -90,7 +90,7 @@ def test_an_ensemble_that_is_interrupted_after_every_round_ends_as_one_that_is_n
 
 def test_a_run_that_was_stopped_on_two_ranks_ends_on_one_with_the_bytes_of_an_undisturbed_run(run_job, begin, launch,
                                                                                              tmp_path):
-    keys = SMALL | {"trajectories": 50, "iterations": 100_000, "noise_strengths": "[0.02, 0.04, 0.06, 0.08, 0.1]",
+    keys = SMALL | {"trajectories": 50, "iterations": 150_000, "noise_strengths": "[0.02, 0.04, 0.06, 0.08, 0.1]",
                     "checkpoint_minutes": 0}
     whole = run_job("dynamics", **keys)
     write_job(Path("job.yaml"), "dynamics", output="run", **keys)
