@@ -4,10 +4,10 @@
 `figures` runs classify2d on stacks in which a part of the images is junk, and appends one JSON line a run: the figures
 of each class (engine/class_scores.py), its particles, and how many of them are junk. Simulated junk is pure noise,
 off-centre particles and close neighbours, or background of micrographs with carbon and ice; in the real stacks of
-VITREA_DATA it is background cut from the same micrographs, away from every label. Specimens that are held back have no
-part in the training, nor have real stacks. `train` fits a logistic regression to the runs for training and writes
-engine/class_scores.json; `judge` prints precision and recall by set. A class is junk if at least half of its particles
-are.
+VITREA_DATA it is background cut from the same micrographs, away from every label. Runs that are held back have no part
+in the training, some of them of other specimens, nor have real stacks. `train` fits a logistic regression to the runs
+for training and writes engine/class_scores.json; `judge` prints precision and recall by set. A class is junk if at
+least half of its particles are.
 
 example:  python benchmarks/classscores.py figures && python benchmarks/classscores.py train judge
 """

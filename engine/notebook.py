@@ -1,7 +1,7 @@
 """Classification from Python, in a notebook say: arrays in, arrays out.
 
-    from vitrea.engine.notebook import classify2d
-    found = classify2d(images, pixel_size=1.3, particle_diameter=180, n_classes=20, defocus=defocus)
+    from vitrea.engine.notebook import Microscope, classify2d
+    found = classify2d(images, pixel_size=1.3, particle_diameter=180, n_classes=20, microscope=Microscope(defocus))
     found.class_averages[found.sizes.argmax()]
 
 The steps, the files and the result are those of `vitrea run` on one rank; `folder` keeps the files.
@@ -26,8 +26,10 @@ STACK, PARTICLES, RUN, CLUSTERED = "particles.mrcs", "particles.star", "run", "c
 
 @dataclass(frozen=True)
 class Microscope:
-    """voltage [kV], spherical aberration cs [mm], amplitude contrast [fraction]."""
+    """What the CTF of n images is made of: defocus float[n] or float[n, 3], underfocus U, V [Å] and angle [degrees];
+    voltage [kV], spherical aberration cs [mm], amplitude contrast [fraction]."""
 
+    defocus: np.ndarray
     voltage: float = 300.0
     cs: float = 2.7
     amplitude_contrast: float = 0.1
@@ -56,38 +58,34 @@ class Classification:
     folder: Path | None
 
 
-def classify2d(images, *, pixel_size, particle_diameter, n_classes, defocus=None, microscope=None, folder=None,
-               quiet=True, **keys):
+def classify2d(images, *, pixel_size, microscope=None, folder=None, quiet=True, **keys):
     """Align and classify images[n, L, L], white particles on dark: a Classification.
 
-    pixel_size [Å/px], particle_diameter [Å]; defocus float[n] or float[n, 3]: underfocus U, V [Å] and angle [degrees],
-    None for images without a CTF; further keys are those of `job: classify2d`. ValueError for arrays that do not fit,
-    OptionError for keys that make no sense, JobError for images that cannot be used.
+    pixel_size [Å/px]; microscope: None for images without a CTF; keys are those of `job: classify2d`, of which
+    particle_diameter [Å] and n_classes are needed. ValueError for arrays that do not fit, OptionError for keys that
+    make no sense, JobError for images that cannot be used.
     """
     from vitrea.engine import classify2d as job
 
     images = np.asarray(images)
-    columns = _columns(images, defocus)
-    if columns is None:
-        keys = {"ctf": "none"} | keys
+    _require_images(images)
+    keys = keys if microscope else {"ctf": "none"} | keys
     with _folder(folder) as (place, kept):
         write_stack(place / STACK, images, pixel_size)
-        _write_particles(place, len(images), images.shape[-1], pixel_size, columns or {}, microscope or Microscope())
-        options = Classify2dOptions(input=place / PARTICLES, output=place / RUN, n_classes=n_classes,
-                                    particle_diameter=particle_diameter, **keys)
+        _write_particles(place, images.shape, pixel_size, microscope)
+        options = Classify2dOptions(input=place / PARTICLES, output=place / RUN, **keys)
         _carry_out(job.run, options, quiet)
         return _read(place / RUN, kept)
 
 
-def cluster(found, *, particle_diameter, n_classes, quiet=True, **keys):
+def cluster(found, *, quiet=True, **keys):
     """Sort the particles of a Classification, whose folder was kept, into classes on a latent grid: a Classification
-    with latent coordinates. Further keys are those of `job: cluster`."""
+    with latent coordinates. Keys are those of `job: cluster`, of which particle_diameter and n_classes are needed."""
     from vitrea.engine import cluster as job
 
     if found.folder is None:
         raise ValueError("cluster needs the files of the classification: give classify2d a folder")
-    options = ClusterOptions(input=found.folder / "run_data.star", output=found.folder.parent / CLUSTERED,
-                             n_classes=n_classes, particle_diameter=particle_diameter, **keys)
+    options = ClusterOptions(input=found.folder / "run_data.star", output=found.folder.parent / CLUSTERED, **keys)
     _carry_out(job.run, options, quiet)
     return _read(options.output, found.folder.parent)
 
@@ -106,25 +104,30 @@ def _folder(folder):
     yield folder, folder
 
 
-def _columns(images, defocus):
-    """The columns of the CTF, None without one; ValueError for arrays that do not fit."""
+def _require_images(images):
     if images.ndim != 3 or images.shape[1] != images.shape[2] or not len(images):
         raise ValueError(f"images are float[n, L, L] with n > 0, not an array of shape {images.shape}")
-    if defocus is None:
-        return None
-    defocus = np.asarray(defocus, dtype=np.float64)
-    if defocus.shape not in ((len(images),), (len(images), 3)):
-        raise ValueError(f"defocus is float[{len(images)}] or float[{len(images)}, 3], not of shape {defocus.shape}")
+
+
+def _defocus_columns(n, microscope):
+    """The columns of the CTF of n particles; ValueError for a defocus that does not fit."""
+    defocus = np.asarray(microscope.defocus, dtype=np.float64)
+    if defocus.shape not in ((n,), (n, 3)):
+        raise ValueError(f"defocus is float[{n}] or float[{n}, 3], not of shape {defocus.shape}")
     if defocus.ndim == 1:
         defocus = np.stack([defocus, defocus, np.zeros(len(defocus))], axis=1)
     return dict(zip(("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"), defocus.T))
 
 
-def _write_particles(place, n, box_size, pixel_size, columns, microscope):
+def _write_particles(place, shape, pixel_size, microscope):
+    """Write the STAR file of a stack of `shape`."""
+    n, box_size = shape[:2]
     optics = {"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["opticsGroup1"], "rlnImagePixelSize": [float(pixel_size)],
-              "rlnImageSize": [box_size], "rlnImageDimensionality": [2], "rlnVoltage": [float(microscope.voltage)],
-              "rlnSphericalAberration": [float(microscope.cs)],
-              "rlnAmplitudeContrast": [float(microscope.amplitude_contrast)]}
+              "rlnImageSize": [box_size], "rlnImageDimensionality": [2]}
+    columns = _defocus_columns(n, microscope) if microscope else {}
+    if microscope:
+        optics |= {"rlnVoltage": [float(microscope.voltage)], "rlnSphericalAberration": [float(microscope.cs)],
+                   "rlnAmplitudeContrast": [float(microscope.amplitude_contrast)]}
     names = np.array([f"{i + 1:06d}@{place / STACK}" for i in range(n)])
     write_star(place / PARTICLES, {"optics": optics, "particles": {
         "rlnImageName": names, "rlnOpticsGroup": np.ones(n, np.int64), **columns}})

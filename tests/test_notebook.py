@@ -24,8 +24,8 @@ def particles(stacks):
 @pytest.fixture(scope="module")
 def found(particles, tmp_path_factory):
     images, defocus, _ = particles
-    return classify2d(images, pixel_size=6.0, particle_diameter=150, n_classes=3, defocus=defocus, max_iterations=12,
-                      folder=tmp_path_factory.mktemp("notebook") / "kept")
+    return classify2d(images, pixel_size=6.0, particle_diameter=150, n_classes=3, max_iterations=12,
+                      microscope=Microscope(defocus), folder=tmp_path_factory.mktemp("notebook") / "kept")
 
 
 def test_views_are_told_apart(found, particles):
@@ -67,11 +67,11 @@ def test_what_does_not_fit_is_told(particles, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"images are float\[n, L, L\]"):
         classify2d(images[0], **keys)
     with pytest.raises(ValueError, match=r"defocus is float\[240\]"):
-        classify2d(images, defocus=defocus[:5], **keys)
+        classify2d(images, microscope=Microscope(defocus[:5]), **keys)
     with pytest.raises(OptionError, match="n_classes is 0; expected a whole number, at least 1"):
         classify2d(images[:20], **keys | {"n_classes": 0})
     (tmp_path / "run").mkdir()
     with pytest.raises(ValueError, match="already holds a classification"):
         classify2d(images, folder=tmp_path, **keys)
-    assert Microscope().voltage == 300
+    assert Microscope(defocus).voltage == 300
     assert capsys.readouterr().out == "", "quiet"
