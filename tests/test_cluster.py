@@ -223,6 +223,16 @@ def test_a_number_that_is_to_be_found_is_tried_with_other_starts_and_merged():
     assert trials.best.best_held_out == 0.0
 
 
+def test_how_many_trials_are_left_is_known_or_guessed():
+    trials, left = Trials(), []
+    while (trial := trials.next(7, 4, 3, 100, True)) is not None:
+        left.append(trials.left(7, 4, True))
+        trials = trials.after(*trial, cooled(-1.0))
+    assert left == [4, 3, 2, 1, 0]
+    assert Trials().left(7, 1, True) == 0
+    assert 8 < Trials().left(None, 4, True) < 16
+
+
 def cooled(judgement):
     """A State at the end of its cooling."""
     state = begin_settled(from_references(latent.free(3), Layout(np.arange(4), np.arange(4)), np.eye(3, 4),
