@@ -12,6 +12,7 @@ import numpy as np
 from vitrea.engine import two_valleys_published as published
 from vitrea.engine.dynamics import Laboratory, Procedure
 from vitrea.engine.dynamics_options import SCHEDULES, DynamicsOptions
+from vitrea.engine.errors import JobError
 from vitrea.engine.two_valleys import ANTI_ITO, ITO, Landscape, occupancy
 from vitrea.engine.two_valleys_ensemble import Cell, Setting, simulate
 from vitrea.engine.two_valleys_pictures import draw_cooling, draw_courses, draw_phases, draw_quench, draw_scan
@@ -23,6 +24,7 @@ SMALL_RATE = 0.03           # up to it, a learning rate is small against the val
 PRINTED_EPSILON = 30.0      # what the plotted curve of the authors' repository amounts to
 STEPS_PER_SECOND = 4e7      # of one core, for outlooks only
 RELIABLE_TIME = 5.0         # freezing times below it are of a few hops, and Poisson's
+LEAST_ERROR = 1e-12         # of a mean over one trajectory, or over some that are alike
 CLOSE_STRENGTHS = 1e-3      # relative: a learning rate or noise strength is that of a published table
 
 Result = Mapping[str, object]
@@ -249,13 +251,13 @@ def _judge_scan(result: Result) -> list[str]:
     order = np.argsort(_column(result, "delta"), kind="stable")
     if len(order) > 1:
         error = _column(result, "freezing_y_error")[order]
-        rises = np.diff(y[order]) / np.hypot(error[1:], error[:-1])
+        rises = np.diff(y[order]) / np.maximum(np.hypot(error[1:], error[:-1]), LEAST_ERROR)
         lines.append(_said(bool((rises > 0).all()), "y at freezing rises with the noise from each strength to the next,"
                            f" at least by {rises.min():.1f} standard errors"))
         gain = p_flat[order[-1]] - p_flat[order[0]]
         spread = np.hypot(*_column(result, "p_flat_error")[order[[0, -1]]])
         lines.append(_said(gain > 3 * spread, f"P_flat is higher by {gain:.3f} with the strongest noise than with the "
-                           f"weakest, {gain / max(spread, 1e-12):.1f} standard errors"))
+                           f"weakest, {gain / max(spread, LEAST_ERROR):.1f} standard errors"))
     return lines
 
 
@@ -291,6 +293,10 @@ def _measure_courses(laboratory: Laboratory) -> Result | None:
                                                            setting.place)),
                           "printed_p_flat": float(printed_occupancy(setting.landscape, y, delta)),
                           **({"authors_p_flat": given} if given is not None else {})})
+    if not found:
+        furthest = float(ends["state"][:, Y].max())
+        raise JobError(f"positions: no trajectory came to y = {min(marks):g}; the furthest is at {furthest:.3g} after "
+                       f"{steps:,} steps; expected positions on the way; make them smaller, or iterations larger")
     return {**_conditions(setting, steps), "cells": found}
 
 

@@ -55,6 +55,14 @@ def test_every_experiment_has_numbers_a_picture_and_a_verdict(run_job, experimen
     assert (folder / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_one_trajectory_is_enough_and_a_position_that_none_reaches_is_told(run_job, tmp_path, capsys):
+    run_job("dynamics", experiment="freezing_scan", trajectories=1, iterations=100, noise_strengths="[0.01, 0.1]")
+    write_job(tmp_path / "far.yaml", "dynamics", experiment="flat_probability", output="far", positions="[50]",
+              trajectories=4, iterations=500)
+    assert cli.main(["run", "far.yaml"]) == 2
+    assert "positions: no trajectory came to y = 50; the furthest is at 1." in capsys.readouterr().err
+
+
 class Interrupted:
     """A laboratory that is asked to stop after every round, and goes on from what it kept."""
 
