@@ -133,6 +133,7 @@ class Option:
 # Sections of a job file, in its order, with the heading each one has there.
 SECTIONS = {
     "job": "What is classified",
+    "selection": "The selection",
     "simulation": "What is simulated",
     "specimen": "The specimen",
     "microscope": "The microscope",

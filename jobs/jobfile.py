@@ -30,6 +30,7 @@ from vitrea.engine.options import (
     format_value,
     options_of,
 )
+from vitrea.jobs.select_job import SelectOptions
 from vitrea.jobs.simulation import SimulateMicrographsOptions, SimulateParticlesOptions
 from vitrea.picker.options import ExtractOptions, PickOptions, PickTrainOptions, RecurseOptions
 
@@ -131,6 +132,14 @@ JOBS = {
             "vitrea.picker.extract:run",
             checker="vitrea.picker.extract:check",
             products={"particles": "particles.star"},
+        ),
+        JobType(
+            "select",
+            "a finished run to the particles of the classes that fulfil rules",
+            SelectOptions,
+            "vitrea.jobs.select_job:run",
+            checker="vitrea.jobs.select_job:check",
+            products={"particles": "selected.star", "rejected": "rejected.star"},
         ),
         JobType(
             "simulate-particles",

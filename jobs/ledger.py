@@ -16,9 +16,10 @@ from pathlib import Path
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
+from vitrea.engine.log import LINES_NAME, RECORDS_NAME
 from vitrea.engine.options import ParticleJobOptions, options_of
 from vitrea.engine.particles import read_particles
-from vitrea.jobs.jobfile import Job
+from vitrea.jobs.jobfile import JOB_NAME, Job
 from vitrea.picker.micrographs import list_micrographs
 from vitrea.picker.options import MicrographOptions
 
@@ -26,6 +27,8 @@ LEDGER_NAME = "stages.json"
 FORMAT = 1
 SMALL = 4 * 2**20      # bytes; of a larger file the content is not read
 TOLD = 3               # changes that are told, at most
+# of a run folder, what says when and how it was run, and not what came out
+NO_INPUT = (JOB_NAME, LINES_NAME, RECORDS_NAME, "report.html", "checkpoint.h5", "checkpoint-earlier.h5")
 MACHINE = "machine"    # the section of keys on which no result depends
 
 
@@ -107,7 +110,7 @@ def _listed(options: object) -> Iterable[Path]:
 
 def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
-        return (each for each in path.rglob("*") if each.is_file())
+        return (each for each in path.rglob("*") if each.is_file() and each.name not in NO_INPUT)
     return [path] if path.exists() else []
 
 
