@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -182,7 +183,7 @@ def status(folders: Sequence[Path]) -> int:
     for folder in folders:
         known = _known(folder)
         for each in known:
-            print(f"{folder}   {each['script']}   job {each['number']}   {_state(each) or 'no longer known'}")
+            print(f"{folder}   {each['script']}   job {each['number']}   {_state(each) or _unknown(each)}")
         print(f"{folder}   run: {_last_words(folder)}")
     return 0
 
@@ -261,6 +262,11 @@ def _state(known: dict) -> str:
         return dialect.state_words(_asked(dialect.state(known["number"]), Path.cwd()))
     except JobError:
         return ""   # a job that is long over is no longer known
+
+
+def _unknown(known: dict) -> str:
+    program = SCHEDULERS[known["scheduler"]].state(known["number"])[0]
+    return "no longer known" if shutil.which(program) else f"not asked, for there is no {program} here"
 
 
 def _asked(words: Sequence[str], folder: Path) -> str:

@@ -306,13 +306,16 @@ def test_a_scheduler_that_refuses_or_is_not_there_is_told(work, programs, tmp_pa
     assert "sbatch: there is no such program here" in refused(capsys)
 
 
-def test_status_tells_both_sides(submitted, capsys):
+def test_status_tells_both_sides(submitted, capsys, monkeypatch):
     stopped(submitted)
     capsys.readouterr()
     assert main(["status", "run"]) == 0
     told = capsys.readouterr().out
     assert "run   vitrea-run.sh   job 18.server   finished" in told
     assert "run: stopped before the first iteration   SIGUSR1" in told
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["status", "run"]) == 0
+    assert "job 18.server   not asked, for there is no qstat here" in capsys.readouterr().out
     with pytest.raises(JobError, match="nothing was submitted for this folder"):
         submitting.status([Path("sim")])
 
