@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 
-from vitrea.picker.decoys import decoy, particle_sign
+from vitrea.picker.decoys import decoy, mean_profile
 from vitrea.picker.micrographs import WINDOW_DIAMETERS
 
 NEAR, FAR = 0.12, 0.27   # of the diameter
@@ -92,11 +92,11 @@ class Sampler:
     def _made_decoys(self):
         """LabelledMicrographs with blobs, copies of the micrographs and empty ones in turn, until they have DECOY_AREA.
         Blobs are their given negatives."""
-        sign, found, area = _sign(self.micrographs, self.diameter), [], 0.0
+        profile, found, area = _profile(self.micrographs, self.diameter), [], 0.0
         while area < DECOY_AREA * self.diameter**2:
             source = self.micrographs[len(found) // 2 % len(self.micrographs)]
             random = np.random.default_rng((self.seed, DECOY_STREAM, len(found)))
-            found.append(_decoy(source, self.diameter, sign, random, empty=len(found) % 2 == 1))
+            found.append(_decoy(source, self.diameter, profile, random, empty=len(found) % 2 == 1))
             area += source.image.size
         return found
 
@@ -174,20 +174,20 @@ class Sampler:
 
 def empty_decoys(micrographs, diameter, seed):
     """A LabelledMicrograph without particles for each that is given, of its size; none that a Sampler draws from."""
-    sign = _sign(micrographs, diameter)
-    return [_decoy(each, diameter, sign, np.random.default_rng((seed, EMPTY_STREAM, number)), empty=True)
+    profile = _profile(micrographs, diameter)
+    return [_decoy(each, diameter, profile, np.random.default_rng((seed, EMPTY_STREAM, number)), empty=True)
             for number, each in enumerate(micrographs)]
 
 
-def _decoy(source, diameter, sign, random, *, empty):
-    image, blobs = decoy(source.image, diameter, round(WINDOW_DIAMETERS * diameter), sign, random, empty=empty)
+def _decoy(source, diameter, profile, random, *, empty):
+    image, blobs = decoy(source.image, diameter, round(WINDOW_DIAMETERS * diameter), profile, random, empty=empty)
     if empty:
         return LabelledMicrograph(image, np.zeros((0, 2)), blobs[:, :2], margin=source.margin)
     return covered(source, image, blobs, diameter)
 
 
-def _sign(micrographs, diameter):
-    return particle_sign([each.image for each in micrographs], [each.positives for each in micrographs], diameter)
+def _profile(micrographs, diameter):
+    return mean_profile([each.image for each in micrographs], [each.positives for each in micrographs], diameter)
 
 
 def _centred(n, spacing):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from vitrea.picker import decoys
-from vitrea.picker.decoys import decoy, particle_sign, phases_drawn
+from vitrea.picker.decoys import Kind, decoy, mean_profile, phases_drawn
 from vitrea.picker.labels import FAR, Augmentation, LabelledMicrograph, Sampler, covered
 from vitrea.picker.network import PRESETS
 
@@ -44,7 +44,8 @@ def test_blobs_are_where_the_decoy_says_and_as_dark_as_particles(empty, monkeypa
         inside, count = 0.0, 0
         for seed in range(4):
             noise = np.random.default_rng(9).normal(size=(300, 340)).astype(np.float32)
-            image, blobs = decoy(noise, DIAMETER, 64, sign, np.random.default_rng(seed), empty=empty)
+            ring = sign * np.where(np.abs(np.arange(24) - 12) < 3, 1.0, 0.0)
+            image, blobs = decoy(noise, DIAMETER, 64, ring, np.random.default_rng(seed), empty=empty)
             for b, a, radius in blobs:
                 values = image[np.hypot(y - b, x - a) < 0.6 * radius]
                 inside, count = inside + (values.mean() if len(values) else 0), count + bool(len(values))
@@ -53,11 +54,24 @@ def test_blobs_are_where_the_decoy_says_and_as_dark_as_particles(empty, monkeypa
         assert abs(image.mean()) < 0.1
 
 
-def test_the_sign_of_particles():
-    image = discs(PLACES)
-    assert particle_sign([image], [PLACES], DIAMETER) == -1
-    assert particle_sign([-image], [PLACES], DIAMETER) == 1
-    assert particle_sign([-image], [np.zeros((0, 2))], DIAMETER) == -1   # as in ice, unless labels say otherwise
+def test_the_profile_is_the_mean_over_circles_around_labels():
+    found = mean_profile([discs(PLACES), discs(PLACES)], [PLACES, PLACES[:0]], DIAMETER)
+    assert len(found) == 24
+    assert found[:11] == pytest.approx(-2, abs=0.5)
+    assert found[13:] == pytest.approx(0, abs=0.3)
+    unlabelled = mean_profile([discs(PLACES)], [PLACES[:0]], DIAMETER)   # dark, as in ice
+    assert (unlabelled[15], unlabelled[16]) == (-1, 0)
+
+
+def test_blobs_that_look_like_the_particle_are_drawn_again_or_left_out(monkeypatch):
+    disc = np.where(np.arange(24) < 12, -1.0, 0.0)
+    sharp = Kind((0.3, 0.3), (1.0, 1.0), (0.0, 0.0))
+    monkeypatch.setattr(decoys, "SOFT", (0.4, 0.5))
+    monkeypatch.setattr(decoys, "LIKE_PARTICLES", 1.0)
+    assert decoys._unlike(disc, 12.0, sharp, np.random.default_rng(0)) is None
+    for profile, radius in ((disc, 3.0), (-disc, 3.0), (np.where(np.arange(24) > 9, disc, 0.0), 12.0)):
+        edge = decoys._unlike(profile, radius, sharp, np.random.default_rng(0))
+        assert np.sign(edge(radius)) == np.sign(profile.sum())
 
 
 def test_under_a_blob_is_no_particle_and_what_it_touches_counts_for_nothing():
