@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.test_bench_picker import PREPARE
-from vitrea.benchmarks import recursion, topaz
+from vitrea.benchmarks import recursion, simulated, topaz
 
 # It finds every labelled particle with certainty and a false one at odds below even, and tells what it was given.
 TOPAZ = f'''#!{sys.executable}
@@ -100,3 +100,16 @@ def test_recursion_is_judged_on_micrographs_that_no_round_has_seen(tmp_path, mon
 def test_too_few_labels_for_recursion_are_told(tmp_path, capsys):
     assert recursion.main(["--labels", "60"]) == 2
     assert "m1 has fewer than 60 labels" in capsys.readouterr().err
+
+
+def test_simulated_micrographs_blobs_and_noise(tmp_path, monkeypatch, capsys):
+    for name, value in {"SIDE": 352, "PARTICLES": 20.0, "TRAINED": 2, "TESTED": 1, "NOISES": 1}.items():
+        monkeypatch.setattr(simulated, name, value)
+    assert simulated.main(["--snr", "1", "--seeds", "0", "--steps", "40"]) == 0
+    record = json.loads((tmp_path / "bench.jsonl").read_text())
+    assert record["tested"] == ["mic_0003"]
+    assert record["true"] + record["missed"] >= 8
+    assert min(record["f1"], record["recall_at_f2"]) > 0.5
+    assert 0.3 < record["blob_f1"] <= 1
+    assert len(record["noise_picks"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"| 1 | {record['f1']:.3f} | {record['blob_f1']:.3f} |")

@@ -119,7 +119,8 @@ def test_the_table_of_few_labels(tmp_path, monkeypatch, capsys):
     assert min(record["f1"] for record in records) > 0.5
     assert labels.main(["--from", "bench.jsonl", "--plot", "f1.png"]) == 0
     assert capsys.readouterr().out == told.out
-    assert Image.open("f1.png").size == (720, 480)
+    with Image.open("f1.png") as picture:
+        assert picture.size == (720, 480)
     assert labels.main(["--from", "bench.jsonl", "--set", "klh"]) == 2
     assert "found no records of labels on klh" in capsys.readouterr().err
 
