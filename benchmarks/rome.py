@@ -58,7 +58,7 @@ def measure(folder, name, ranks, progress, iterations=300):
                  pixel_size=PIXEL_SIZE, progress=progress)
     job = {"job": "cluster", "input": f"{stack}/truth.star", "output": f"{name}-run", "n_classes": replica.classes,
            "particle_diameter": FILLED * replica.box * PIXEL_SIZE, "max_resolution": RESOLUTION,
-           "minibatch_size": replica.particles, "max_iterations": iterations}
+           "minibatch_size": replica.particles, "max_iterations": iterations, "starts": 1}
     (folder / f"{name}.yaml").write_text("".join(f"{key}: {value}\n" for key, value in job.items()))
     progress.step(f"cluster on {name}: {replica.particles:,} particles, K {replica.classes}")
     command = [*launcher_words(ranks), sys.executable, "-m", "vitrea.jobs", "run", f"{name}.yaml"]

@@ -20,7 +20,7 @@ from vitrea.engine.window import window_size
 
 POSED_COPIES = 6    # of the class averages at every pose of a window
 MODEL_COPIES = 14   # of the class averages: nodes, the best so far, sums, their running mean, the message between ranks
-RESULT_COPIES = 8   # the same at the end: half-sets of a rank and of all, averages
+RESULT_COPIES = 13  # the same at the end: half-sets of a rank and of all, averages
 IMAGE_COPIES = 2    # of the pictures of the classes: as images and as they are drawn
 
 
