@@ -146,7 +146,8 @@ def _is_whole(record: Record) -> bool:
     try:
         datetime.fromisoformat(str(record["time"]))
         float(record["elapsed"])
-        int(record.get("iteration") or 0)
+        if record["kind"] in ("iteration", "progress"):
+            int(record["iteration"])
         return isinstance(record["kind"], str)
     except (KeyError, ValueError, TypeError):
         return False

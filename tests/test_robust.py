@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="
 def test_malformed_files_are_read_or_refused_with_a_sentence(monkeypatch):
     findings, tried, refused = fuzz.run(340, seed=7)
     assert findings == []
-    assert min(tried.values()) >= 19
+    assert min(tried.values()) >= 10
     assert sum(refused.values()) > 200, "most are refused"
 
 

@@ -202,14 +202,14 @@ def undisturbed(folder):
         shutil.copy(folder / "run" / name, folder)
 
 
-def run(n, seed, tell=print):
-    """Try n times: (list of (trial, what was done, what went wrong), Counter of harm)."""
+def run(n, seed, first=0, tell=print):
+    """Try n times from trial `first` on: (list of (trial, what was done, what went wrong), Counter of harm)."""
     findings, harm = [], Counter()
     with tempfile.TemporaryDirectory() as place:
         good = Path(place) / "good"
         good.mkdir()
         undisturbed(good)
-        for number in range(n):
+        for number in range(first, first + n):
             folder = Path(place) / f"trial{number}"
             folder.mkdir()
             # a disk of its own, which can be filled
@@ -231,9 +231,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=100, help="trials (default 100)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial")
     arguments = parser.parse_args()
     begun = time.monotonic()
-    findings, harm = run(arguments.n, arguments.seed, tell=lambda text: print(text, flush=True))
+    findings, harm = run(arguments.n, arguments.seed, arguments.first, tell=lambda text: print(text, flush=True))
     minutes = round((time.monotonic() - begun) / 60, 1)
     print(json.dumps({"trials": arguments.n, "findings": len(findings), "minutes": minutes, "harm": harm}))
     return 1 if findings else 0
