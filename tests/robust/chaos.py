@@ -64,6 +64,8 @@ class Trial:
         for _ in range(STARTS):
             harm = self.random.choice(HARMS) if len(self.done) < 1 or self.random.random() < 0.25 else "none"
             ranks = self.random.choice((1, 2, 2, 3))
+            if harm == "stop a rank":   # of a lone one that is stopped nobody can know
+                ranks = max(2, ranks)
             self.done.append((harm, ranks))
             found, ended = self._once(harm, ranks)
             if found:
