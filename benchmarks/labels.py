@@ -169,6 +169,7 @@ def draw(records, path):
         for number, each in zip(numbers, f1):
             axes.plot([number] * len(each), each, ".", color=line.get_color())
     axes.set(xscale="log", xlabel="labels trained on", ylabel="F1 on other micrographs", title=records[0]["name"])
+    axes.set_xticks([], minor=True)
     axes.set_xticks(NUMBERS, map(str, NUMBERS))
     axes.legend()
     figure.savefig(path, dpi=120)
