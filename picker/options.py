@@ -18,6 +18,7 @@ OPTIMISER_CHOICES = {
     "sgd": "plain descent, its rate falling along a cosine",
     "freeze_aware": "plain descent, hot until probes find that the valley is decided",
 }
+OUTPUT = "the run folder that is made"
 Y_CHOICES = {"down": "from the first row stored, as RELION and EMAN count", "up": "from the last row stored"}
 
 
@@ -26,7 +27,7 @@ class MicrographOptions(JobOptions):
     """What every job on micrographs is told."""
 
     input: Path = key(MICROGRAPHS, example=Path("micrographs.star"), section="micrographs")
-    output: Path = key("the run folder that is made", example=Path("picks/first"), section="micrographs")
+    output: Path = key(OUTPUT, example=Path("picks/first"), section="micrographs")
     pixel_size: float | None = key("of the micrographs, instead of what their headers or the STAR file say", None,
                                    unit="Å/px", above=0, null_means="as the files say", example=1.2,
                                    section="micrographs")
@@ -36,6 +37,7 @@ class MicrographOptions(JobOptions):
 class PickTrainOptions(MicrographOptions):
     """The keys of `job: pick-train`."""
 
+    output: Path = key(OUTPUT, example=Path("training/first"), section="micrographs")
     coordinates: Path = key("folder with the labelled centres: a .star, .box, .cbox, .csv or .tsv file for each "
                             "micrograph, with its name", example=Path("labels"), section="labels")
     negatives: Path | None = key("folder of the same kind with places where no particle is", None,
@@ -87,6 +89,7 @@ SORT_CHOICES = {
 class RecurseOptions(PickTrainOptions):
     """The keys of `job: recurse`."""
 
+    output: Path = key(OUTPUT, example=Path("recursion/first"), section="micrographs")
     unlabelled: Path = key("more micrographs, without labels: a STAR file, a folder or a pattern",
                            example=Path("micrographs.star"), section="recursion")
     rounds: int = key("trainings at most; they end when F on the micrographs held back no longer rises", 3, minimum=2,
@@ -113,7 +116,7 @@ class RecurseOptions(PickTrainOptions):
 class PickOptions(MicrographOptions):
     """The keys of `job: pick`."""
 
-    model: Path = key("the model.npz of a pick-train job", example=Path("training/model.npz"), section="picking")
+    model: Path = key("the model.npz of a pick-train job", example=Path("training/first/model.npz"), section="picking")
     threshold: float | None = key("least score of a pick", None, minimum=0, maximum=1, null_means="the model's",
                                   example=0.5, section="picking")
     expected_particles: float | None = key("choose the threshold so that there are as many picks in the mean",
@@ -151,6 +154,7 @@ class PickOptions(MicrographOptions):
 class ExtractOptions(MicrographOptions):
     """The keys of `job: extract`."""
 
+    output: Path = key(OUTPUT, example=Path("particles/first"), section="micrographs")
     coordinates: Path = key("folder with the centres: a .star, .box, .cbox, .csv or .tsv file for each micrograph",
                             example=Path("picks/first/coordinates"), section="particles")
     box_size: int = key("side of the box that is cut out, in pixels of the micrograph", unit="px", minimum=8,

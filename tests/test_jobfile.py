@@ -326,3 +326,12 @@ def test_values_are_written_as_yaml_reads_them(value, text):
 def test_the_document_of_keys_is_current():
     document = REPOSITORY / "docs" / "job-keys.md"
     assert document.read_text(encoding="utf-8") == keys_document(), "run 'make docs'"
+
+
+def test_examples_of_picker_jobs_follow_from_one_another():
+    lines = {name: template(JOBS[name]).splitlines() for name in ("pick-train", "pick", "extract", "recurse")}
+    for name, place in (("pick-train", "training/first"), ("pick", "picks/first"), ("extract", "particles/first"),
+                        ("recurse", "recursion/first")):
+        assert any(line.startswith(f"output: {place} ") for line in lines[name])
+    assert any(line.startswith("model: training/first/model.npz ") for line in lines["pick"])
+    assert any(line.startswith("coordinates: picks/first/coordinates ") for line in lines["extract"])
