@@ -155,8 +155,7 @@ def write_fitted(folder, fitted):
     with written_beside(Path(folder) / LOSSES_NAME) as beside:
         beside.write_text("step,loss\n" + "".join(f"{step},{loss:.6g}\n" for step, loss in enumerate(fitted.losses, 1)),
                           encoding="utf-8")
-    draw_training(Path(folder) / TRAINING_NAME, fitted.losses, fitted.judged.curve, fitted.judged.threshold,
-                  fitted.judged.after)
+    draw_training(Path(folder) / TRAINING_NAME, fitted.losses, fitted.judged)
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,13 @@ def draw_comparison(path, comparison):
     _save(path, figure, axes)
 
 
-def draw_training(path, losses, found, threshold, reliability):
+def draw_training(path, losses, judged):
     """Write a PNG of what training came to: the loss by step, precision against recall (Curve), and how far
-    probabilities are frequencies (Reliability)."""
-    figure, axes = _figure(1, 3, (13, 4))
+    probabilities are frequencies (Reliability), as pick_train.Judged has them; its title says what they were judged
+    on."""
+    figure, axes = _figure(1, 3, (13, 4.3))
+    found, threshold, reliability = judged.curve, judged.threshold, judged.after
+    figure.suptitle(f"judged on {judged.source}")
     width = max(1, len(losses) // 50)
     axes[0].plot(losses, color="0.8", linewidth=0.5)
     axes[0].plot(np.arange(width - 1, len(losses)), np.convolve(losses, np.ones(width) / width, "valid"))

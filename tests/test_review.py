@@ -1,12 +1,14 @@
 """Which micrographs are looked at first, and what is drawn of them."""
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vitrea.picker.calibration import Reliability
 from vitrea.picker.coordinates import Coordinates
 from vitrea.picker.evaluate import Curve
 from vitrea.picker.micrographs import Micrograph
+from vitrea.picker.pick_train import TRAINED_ON, Judged
 from vitrea.picker.pictures import BELOW, draw_overlay, draw_scores, draw_training
 from vitrea.picker.review import look_first
 
@@ -66,11 +68,16 @@ def test_circles_lie_around_the_picks_of_a_micrograph_that_is_not_square(tmp_pat
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_charts_are_drawn_with_candidates_and_without(tmp_path, empty):
+def test_charts_are_drawn_with_candidates_and_without(tmp_path, monkeypatch, empty):
     score = np.zeros(0) if empty else np.array([0.9, 0.5])
     found = Curve(score, np.arange(1, len(score) + 1), np.zeros(len(score), dtype=int), 3)
     draw_scores(tmp_path / "a.png", [score, np.zeros(0)], 0.6)
-    draw_training(tmp_path / "c.png", [0.7, 0.5, 0.4], found, 0.6, Reliability.of(score, score > 0.6))
+    reliability = Reliability.of(score, score > 0.6)
+    judged = Judged(None, 0.6, found.counts(0.6), found, reliability, reliability, TRAINED_ON)
+    titles = []
+    monkeypatch.setattr(Figure, "suptitle", lambda figure, text: titles.append(text))
+    draw_training(tmp_path / "c.png", [0.7, 0.5, 0.4], judged)
+    assert titles == ["judged on the micrographs trained on"]
     draw_scores(tmp_path / "d.png", [], 0.6)
     for name in "acd":
         with Image.open(tmp_path / f"{name}.png") as picture:
