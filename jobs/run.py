@@ -234,9 +234,9 @@ def _require_resumable(path: Path, overrides: Sequence[str]) -> None:
     for text in overrides:
         name = text.partition("=")[0].strip()
         if name in table and name not in allowed:
+            known = f"expected one of {', '.join(allowed)}" if allowed else "no key of this kind of job may change"
             raise JobError(
-                f"--set {text}: {name} cannot change within a run; expected one of {', '.join(allowed)}; "
-                "start a new run with another output"
+                f"--set {text}: {name} cannot change within a run; {known}; start a new run with another output"
             )
 
 

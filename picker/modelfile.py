@@ -78,8 +78,10 @@ def _arrays(path):
     except FileNotFoundError as error:
         raise JobError(f"{path}: there is no such file; expected a model of job pick-train; check the path") from error
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise JobError(f"{path}: not a model file or damaged ({error}); expected the model.npz of job pick-train; "
-                       "copy it again, or train again") from error
+        # The words of NumPy's errors are about pickles, which the user has never heard of.
+        words = f" ({error.strerror})" if getattr(error, "strerror", None) else ""
+        raise JobError(f"{path}: not a model file or damaged{words}; expected the model.npz of job pick-train; "
+                       "check the path, or copy it again") from error
     if not {"header", "digest"} <= set(arrays):
         raise JobError(f"{path}: a NumPy file, but no model; expected the model.npz of job pick-train; check the path")
     return arrays

@@ -435,6 +435,8 @@ def test_cutting_is_around_the_middle_and_keeps_the_background_at_one():
 @pytest.mark.parametrize(
     ("job", "change", "words"),
     [("pick", "model=none.npz", "none.npz: there is no such file"),
+     ("pick", "model=train.yaml", "train.yaml: not a model file or damaged; expected the model.npz of job pick-train; "
+                                  "check the path"),
      ("pick", "input=nowhere/*.mrc", "found no micrographs"),
      ("pick", "threshold=1.5", "threshold is 1.5"),
      ("train", "coordinates=mics", "found 0 labelled particles"),
@@ -447,3 +449,9 @@ def test_mistakes_are_told_in_a_sentence(work, capsys, job, change, words):
     assert main(["run", "job.yaml", "--set", change, "output=other"]) == 2
     assert words in capsys.readouterr().err
     assert not (work / "other" / "job.yaml").exists()
+
+
+def test_a_job_none_of_whose_keys_may_change_says_so(work, capsys):
+    assert main(["resume", "training", "--set", "steps=300"]) == 2
+    assert ("--set steps=300: steps cannot change within a run; no key of this kind of job may change; start a new run"
+            in capsys.readouterr().err)
