@@ -19,12 +19,13 @@ from vitrea.engine.log import NullLog, RunLog, format_bytes
 from vitrea.engine.stacks import write_stack
 from vitrea.engine.star import write_star
 from vitrea.kernels.micrograph import fourier_crop
-from vitrea.picker.coordinates import SUFFIXES, find_coordinates, read_coordinates
+from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.dealing import agreed, deal_out, largest_first
 from vitrea.picker.memory import extracting
-from vitrea.picker.micrographs import BadMicrographError, list_micrographs
+from vitrea.picker.micrographs import BadMicrographError, header_of, list_micrographs
 from vitrea.picker.progress import Progress, record_start
 from vitrea.picker.results import add_to_manifest, inside, read_manifests, require_own_files
+from vitrea.picker.sources import coordinates_of_all, require_folders, without_micrograph
 
 STACKS, STAR_NAME = "particles", "particles.star"
 CARRIED = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor",
@@ -51,48 +52,107 @@ def run(options, *, resume, comm):
     """
     folder = Path(options.output)
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
-        listed = list_micrographs(options.input)
-        work, sizes = agreed(lambda: _open_work(options, listed), comm)
+        listed, sources = agreed(lambda: _sources(options), comm)
+        work, sizes = agreed(lambda: _open_work(options, listed, sources), comm)
         record_start(log, "extract", options, micrographs=len(listed), comm=comm)
-        log.line(f"extract   {folder}   {len(listed):,} micrographs, {len(listed) - len(work):,} done before   box "
-                 f"{options.box_size} px to {options.scaled_size or options.box_size} px")
+        done = sum(source is not None for source in sources) - len(work)
+        _announce(options, listed, sources, done, log)
         busy = deal_out(work, [sizes[number] for number in work],
-                        lambda number: _extract_one(options, listed, number, comm.rank), folder, stop=stop, comm=comm,
-                        progress=Progress(log, "extract", len(listed), words="extracted",
-                                          earlier=len(listed) - len(work)))
+                        lambda number: _extract_one(options, listed, number, comm.rank, sources[number]), folder,
+                        stop=stop, comm=comm, progress=Progress(log, "extract", done + len(work), words="extracted",
+                                                                earlier=done))
         if stop.agreed():
             log.tell("stopped", stage="extract", reason=stop.reason)
             return "stopped"
         log.record("extracted", micrographs=len(work), busy=busy)
         # Rank 0 writes the table, and has it from the manifests and coordinates, so that nobody else keeps anything.
-        log.record("done", particles=agreed(lambda: _finished(options, listed, log), comm))
+        log.record("done", particles=agreed(lambda: _finished(options, listed, sources, log), comm))
         return "done"
 
 
 def check(options):
-    """Lines for `vitrea check`."""
-    listed = list_micrographs(options.input)
-    found = [path for path in (_coordinates_of(options, name) for name in listed.names) if path]
-    numbers = [len(read_coordinates(path)) for path in found]
+    """Lines for `vitrea check`; JobError for what `run` will refuse, as far as headers and coordinates tell it."""
+    listed, sources = _sources(options)
+    found = [number for number, source in enumerate(sources) if source]
+    problems, numbers = [], []
+    for number in found:
+        try:
+            (height, width), pixel_size = header_of(listed, number, options.pixel_size)
+        except BadMicrographError as problem:
+            problems.append(str(problem))
+            continue
+        numbers.append(len(_cut(options, sources[number], {"height": height, "width": width,
+                                                           "pixel_size": pixel_size}).centres))
+        _require_background(options, listed.paths[number], pixel_size)
+    _require_particles(options, listed, sum(numbers), problems)
     pixels = (options.scaled_size or options.box_size) ** 2
+    doubts = [doubt for doubt in _doubts(options, listed, sources) if doubt]
     return [f"micrographs {len(listed):,} in {options.input}, {len(found):,} with coordinates in {options.coordinates}",
-            f"particles   {sum(numbers):,} centres at most, as far as their boxes lie inside",
+            *(f"doubtful    {doubt}" for doubt in doubts), *(f"skipped     {problem}" for problem in problems),
+            f"particles   {sum(numbers):,} whose boxes lie inside",
             f"memory      {format_bytes(extracting(listed, pixels, max(numbers, default=0)))} a rank at most",
             f"disk        {format_bytes(4 * pixels * sum(numbers))}"]
+
+
+def _sources(options):
+    """(MicrographList, the coordinate file of each or None); JobError if no file is of a micrograph."""
+    listed = list_micrographs(options.input)
+    require_folders(options, "coordinates")
+    sources = coordinates_of_all(options.coordinates, listed.names)
+    if not any(sources):
+        raise JobError(f"{options.coordinates}: no coordinate file belongs to one of the {len(listed):,} micrographs "
+                       f"of {options.input}; expected files with the micrographs' names, such as "
+                       f"{Path(listed.names[0]).stem}.star; check the folder")
+    return listed, sources
+
+
+def _announce(options, listed, sources, done, log):
+    log.line(f"extract   {options.output}   {len(listed):,} micrographs, "
+             f"{sum(source is not None for source in sources):,} with coordinates, {done:,} done before   box "
+             f"{options.box_size} px to {options.scaled_size or options.box_size} px")
+    for doubt in _doubts(options, listed, sources):
+        if doubt:
+            log.line(f"doubtful   {doubt}")
+
+
+def _doubts(options, listed, sources):
+    """Sentences, or None, on micrographs without coordinates and coordinates without a micrograph."""
+    without = [name for name, source in zip(listed.names, sources) if source is None]
+    yield f"{len(without):,} micrographs have no coordinates; the first: {without[0]}" if without else None
+    yield without_micrograph(options.coordinates, listed.names)
+
+
+def _require_background(options, path, pixel_size):
+    """JobError if the particle is wider than its box, which leaves no background to judge it by."""
+    side = options.box_size * pixel_size
+    if options.diameter > side:
+        raise JobError(f"{path}: a particle of {options.diameter:g} Å (diameter) does not fit into a box of "
+                       f"{options.box_size} px, which is {side:.4g} Å; expected a box wider than the particle, with "
+                       "background around it; make box_size larger, or check diameter and pixel size")
+
+
+def _require_particles(options, listed, n, problems):
+    """JobError if there is no particle; problems are why micrographs with coordinates cannot be used."""
+    if n:
+        return
+    also = f"; {len(problems)} cannot be used, the first: {problems[0]}" if problems else ""
+    raise JobError(f"{options.coordinates}: found no particle whose box of {options.box_size} px lies on one of "
+                   f"the {len(listed)} micrographs of {options.input}{also}; expected centres in pixels of the "
+                   "micrographs; check the folder, box_size and threshold")
 
 
 def _open_log(options, comm):
     return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
 
 
-def _open_work(options, listed):
+def _open_work(options, listed, sources):
     """(numbers of the micrographs with coordinates that are not done, the largest first; sizes of all [bytes])."""
     require_own_files(options.input, listed.names)
     order, sizes = largest_first(listed)
     results = read_manifests(options.output)
 
     def wanted(number):
-        path, result = _coordinates_of(options, listed.names[number]), results.get(listed.names[number], {})
+        path, result = sources[number], results.get(listed.names[number], {})
         if path is None:
             return False
         done = result.get("bytes") == sizes[number] and result.get("settings") == _settings(options, path)
@@ -109,10 +169,9 @@ def _settings(options, path):
     return digest.hexdigest()[:16]
 
 
-def _extract_one(options, listed, number, rank):
+def _extract_one(options, listed, number, rank, source):
     """Write the stack of one micrograph, and a line to the manifest of this rank."""
     name, path = listed.names[number], listed.paths[number]
-    source = _coordinates_of(options, name)
     result = {"micrograph": name, "settings": _settings(options, source),
               "bytes": path.stat().st_size if path.exists() else 0}
     try:
@@ -122,6 +181,7 @@ def _extract_one(options, listed, number, rank):
         return
     result |= {"height": micrograph.image.shape[0], "width": micrograph.image.shape[1],
                "pixel_size": micrograph.pixel_size}
+    _require_background(options, path, micrograph.pixel_size)
     cut = _cut(options, source, result)
     if len(cut.centres):
         images = cut_particles(micrograph.image, _corners(cut.centres, options.box_size), options.box_size,
@@ -173,33 +233,21 @@ def stack_path(folder, name):
     return Path(folder) / STACKS / inside(name).with_suffix(".mrcs")
 
 
-def _coordinates_of(options, name):
-    """The coordinate file of a micrograph: at its listed name below the folder, as `job: pick` writes it, or by its
-    file name alone."""
-    nested = Path(options.coordinates) / inside(name)
-    for suffix in SUFFIXES:
-        if nested.with_suffix(suffix).exists():
-            return nested.with_suffix(suffix)
-    return find_coordinates(options.coordinates, Path(name).stem)
-
-
-def _finished(options, listed, log):
+def _finished(options, listed, sources, log):
     """Write particles.star from the manifests and tell of it: the number of particles. JobError if there is none."""
-    results, cuts = read_manifests(options.output), {}
+    results, cuts, problems = read_manifests(options.output), {}, []
     for number, name in enumerate(listed.names):
-        source, result = _coordinates_of(options, name), results.get(name, {})
+        source, result = sources[number], results.get(name, {})
         if source is None or not result:
             continue
         if "problem" in result:
             log.line(f"skipped   {result['problem']}")
+            problems.append(result["problem"])
         else:
             cuts[number] = _cut(options, source, result)
     _leave_out_other_pixels(listed, cuts, log)
     total, outside = sum(len(cut.centres) for cut in cuts.values()), sum(cut.outside for cut in cuts.values())
-    if not total:
-        raise JobError(f"{options.coordinates}: found no particle whose box of {options.box_size} px lies on one of "
-                       f"the {len(listed)} micrographs of {options.input}; expected coordinate files with the "
-                       "micrographs' names; check the folder and box_size")
+    _require_particles(options, listed, total, problems)
     write_star(Path(options.output) / STAR_NAME, _tables(options, listed, cuts))
     log.line(f"done   {total:,} particles of {len(cuts)} micrographs   {outside:,} boxes left theirs")
     return total
@@ -262,8 +310,11 @@ def _particles(options, listed, cuts, numbers, groups):
     for label in CARRIED:
         if label in listed.columns:
             table[label] = np.repeat(listed.columns[label][numbers], counts)
-    # Cutting is at whole pixels; what is left of the centre is the particle's origin [Å].
-    left = (np.rint(centres) - centres) * np.repeat([cuts[number].pixel_size for number in numbers], counts)[:, None]
-    scale = (options.scaled_size or options.box_size) / options.box_size
-    table |= {"rlnOriginXAngst": left[:, 1] * scale, "rlnOriginYAngst": left[:, 0] * scale}
+    # Cutting is at whole pixels; what is left of the centre is the particle's origin [Å], with the way from where
+    # cropping brings the middle of an odd box, or of one that becomes odd, to the middle of the new one.
+    size, pixels = options.scaled_size or options.box_size, np.array([cuts[number].pixel_size for number in numbers])
+    scale = size / options.box_size
+    left = (np.rint(centres) - centres) * scale + size // 2 - options.box_size // 2 * scale
+    left *= np.repeat(pixels, counts)[:, None]
+    table |= {"rlnOriginXAngst": left[:, 1], "rlnOriginYAngst": left[:, 0]}
     return table

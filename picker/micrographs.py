@@ -63,12 +63,19 @@ class Preparation:
             return tuple(shape)
         return tuple(max(1, min(n, round(n * pixel_size / self.pixel_size))) for n in shape)
 
-    def apply(self, micrograph):
-        """Prepared image float32[h, w] of a Micrograph; BadMicrographError if its pixels are too coarse."""
+    def require_fit(self, path, shape, pixel_size):
+        """BadMicrographError for a micrograph whose pixels are too coarse for the particle, or that is narrower."""
         diameter = self.window * self.pixel_size / WINDOW_DIAMETERS
-        if micrograph.pixel_size > diameter / LEAST_PIXELS:
-            raise _bad(micrograph.path, f"found pixels of {micrograph.pixel_size:.4g} Å", f"at most "
-                       f"{diameter / LEAST_PIXELS:.4g} Å for a particle of {diameter:.4g} Å", "check its pixel size")
+        if pixel_size > diameter / LEAST_PIXELS:
+            raise _bad(path, f"found pixels of {pixel_size:.4g} Å", f"at most {diameter / LEAST_PIXELS:.4g} Å for a "
+                       f"particle of {diameter:.4g} Å", "check diameter and pixel size")
+        if min(shape) * pixel_size < diameter:
+            raise _bad(path, f"found {shape[0]} × {shape[1]} px of {pixel_size:.4g} Å, which is narrower than a "
+                       f"particle of {diameter:.4g} Å", "a micrograph", "check diameter and pixel size")
+
+    def apply(self, micrograph):
+        """Prepared image float32[h, w] of a Micrograph; BadMicrographError as `require_fit`."""
+        self.require_fit(micrograph.path, micrograph.image.shape, micrograph.pixel_size)
         shape = self.shape_of(micrograph.image.shape, micrograph.pixel_size)
         small = clip_outliers(micrograph.image)
         if shape != small.shape:
@@ -85,13 +92,25 @@ def read_micrograph(path, pixel_size=None):
     value only or nearly only, or no pixel size.
     """
     image, known = _picture(path) if Path(path).suffix.lower() in PICTURES else _mrc(path)
-    size = pixel_size or known
-    if not size > 0:
-        raise _bad(path, "the header has no pixel size", "Å per pixel", "give the key pixel_size")
-    if min(image.shape) < LEAST_SIDE:
-        raise _bad(path, f"found {image.shape[0]} × {image.shape[1]} px", f"at least {LEAST_SIDE} px", "check the file")
+    size = _require_size(path, image.shape, pixel_size or known)
     _require_something(path, image)
-    return Micrograph(Path(path), image, float(size))
+    return Micrograph(Path(path), image, size)
+
+
+def header_of(listed, number, pixel_size=None):
+    """((H, W) [px], pixel size [Å]) of micrograph `number` of a MicrographList; BadMicrographError for what its header
+    alone says that `read_micrograph` will refuse."""
+    path = listed.paths[number]
+    shape, known, _ = read_size(path)
+    return shape, _require_size(path, shape, pixel_size or listed.pixel_sizes[number] or known)
+
+
+def _require_size(path, shape, pixel_size):
+    if not pixel_size > 0:
+        raise _bad(path, "the header has no pixel size", "Å per pixel", "give the key pixel_size")
+    if min(shape) < LEAST_SIDE:
+        raise _bad(path, f"found {shape[0]} × {shape[1]} px", f"at least {LEAST_SIDE} px", "check the file")
+    return float(pixel_size)
 
 
 def _mrc(path):

@@ -18,15 +18,17 @@ from vitrea.engine.files import written_beside
 from vitrea.engine.log import NullLog, RunLog, format_bytes
 from vitrea.picker.calibration import Reliability, fit, held_out
 from vitrea.picker.coordinates import find_coordinates, read_coordinates
+from vitrea.picker.dealing import agreed
 from vitrea.picker.evaluate import Counts, Curve, best_threshold, curve, verdicts
 from vitrea.picker.labels import LabelledMicrograph, empty_decoys
 from vitrea.picker.memory import training as memory_of_training
-from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparation, list_micrographs
+from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparation, header_of, list_micrographs
 from vitrea.picker.modelfile import Model, write_model
 from vitrea.picker.network import PRESETS
 from vitrea.picker.pick import Picker
 from vitrea.picker.pictures import TRAINING_NAME, draw_training
 from vitrea.picker.progress import Progress, record_start
+from vitrea.picker.sources import require_folders, without_micrograph
 from vitrea.picker.steered import last_probe, train_freeze_aware
 from vitrea.picker.training import PUBLISHED, RECIPES, train
 from vitrea.picker.trainings import Trainings, digest_of
@@ -34,6 +36,7 @@ from vitrea.picker.trainings import Trainings, digest_of
 MODEL_NAME, LOSSES_NAME = "model.npz", "training.csv"
 TOLD_STEPS = 50          # steps between two lines of the log
 LEAST_POSITIVES = 10     # labels with which training makes sense
+LABEL_FOLDERS = ("coordinates", "negatives", "ignore")   # keys
 HELD_BACK, TRAINED_ON = "micrographs held back", "the micrographs trained on"
 CROSS_VALIDATED = "all micrographs, each by a network that had not seen it"
 
@@ -180,18 +183,46 @@ class Judged:
 
 
 def check(options):
-    """Lines for `vitrea check`."""
+    """Lines for `vitrea check`; JobError for what `run` will refuse, as far as headers and labels tell it."""
     listed = list_micrographs(options.input)
+    require_folders(options, *LABEL_FOLDERS)
     found = [find_coordinates(options.coordinates, Path(name).stem) for name in listed.names]
-    labels = sum(len(read_coordinates(path)) for path in found if path)
     network, labelled = PRESETS[options.network], [number for number, path in enumerate(found) if path]
     preparation = Preparation.of(network, options.diameter)
-    needed = memory_of_training(listed, labelled, preparation, options.pixel_size)
-    return [f"micrographs {len(listed):,} in {options.input}, {sum(path is not None for path in found):,} with "
-            f"coordinates, {labels:,} particles",
+    problems = {number: _problem(listed, number, preparation, options.pixel_size) for number in labelled}
+    usable = [number for number in labelled if not problems[number]]
+    labels = sum(len(read_coordinates(found[number])) for number in usable)
+    _require_labels(options, labels, len(listed), [problem for problem in problems.values() if problem])
+    needed = memory_of_training(listed, usable, preparation, options.pixel_size)
+    stray = without_micrograph(options.coordinates, listed.names)
+    return [f"micrographs {len(listed):,} in {options.input}, {len(labelled):,} with coordinates, {labels:,} particles",
+            *([f"doubtful    {stray}"] if stray else []),
+            *(f"left out    {problem}" for problem in problems.values() if problem),
             f"network     {network.name}: {network.n_parameters:,} parameters, box {network.box} px of "
             f"{preparation.pixel_size:.3g} Å",
             f"memory      {format_bytes(needed)} a rank at most"]
+
+
+def _problem(listed, number, preparation, pixel_size):
+    """Why a micrograph cannot be learned from, as its header says, or None."""
+    try:
+        preparation.require_fit(listed.paths[number], *header_of(listed, number, pixel_size))
+    except BadMicrographError as error:
+        return str(error)
+    return None
+
+
+def _require_labels(options, labels, n_micrographs, problems):
+    """JobError if there are too few labels; problems are why micrographs with labels were left out."""
+    if labels >= LEAST_POSITIVES:
+        return
+    if problems:
+        raise JobError(f"{options.input}: {len(problems)} micrographs with coordinates cannot be used, and the others "
+                       f"have {labels} labelled particles; expected at least {LEAST_POSITIVES}; the first: "
+                       f"{problems[0]}")
+    raise JobError(f"{options.coordinates}: found {labels} labelled particles for the {n_micrographs} micrographs of "
+                   f"{options.input}; expected at least {LEAST_POSITIVES}; the files must have the micrographs' names, "
+                   "such as mic1.star for mic1.mrc")
 
 
 def _open_log(options, comm):
@@ -213,7 +244,10 @@ def load_labels(options, preparation, log, *, comm):
     """LabelledMicrographs of a pick-train job, the same on every rank; those without labels or that cannot be used are
     told and left out. Collective. JobError if there are too few labels."""
     listed = list_micrographs(options.input)
-    labels = []
+    stray = agreed(lambda: _stray(options, listed), comm)
+    if stray:
+        log.line(f"doubtful   {stray}")
+    labels, problems = [], []
     for number in range(len(listed)):
         found, problem = None, None
         if number % comm.size == comm.rank:
@@ -228,14 +262,16 @@ def load_labels(options, preparation, log, *, comm):
             raise problem
         if problem:
             log.line(f"left out   {problem}")
+            problems.append(problem)
         elif found is not None:
             labels.append(found)
-    positives = sum(len(each.positives) for each in labels)
-    if positives < LEAST_POSITIVES:
-        raise JobError(f"{options.coordinates}: found {positives} labelled particles for the {len(listed)} micrographs "
-                       f"of {options.input}; expected at least {LEAST_POSITIVES}; the files must have the "
-                       "micrographs' names, such as mic1.star for mic1.mrc")
+    _require_labels(options, sum(len(each.positives) for each in labels), len(listed), problems)
     return labels
+
+
+def _stray(options, listed):
+    require_folders(options, *LABEL_FOLDERS)
+    return without_micrograph(options.coordinates, listed.names)
 
 
 def _labelled(listed, number, options, preparation):

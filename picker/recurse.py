@@ -22,6 +22,7 @@ from vitrea.engine.options import Classify2dOptions
 from vitrea.engine.star import read_star
 from vitrea.picker import extract, pick_job, pick_train
 from vitrea.picker.coordinates import find_coordinates, read_coordinates, write_coordinates
+from vitrea.picker.dealing import agreed
 from vitrea.picker.extract import STAR_NAME as PARTICLES_STAR
 from vitrea.picker.labels import FAR
 from vitrea.picker.micrographs import Preparation, list_micrographs
@@ -38,6 +39,7 @@ from vitrea.picker.pick_train import (
 )
 from vitrea.picker.progress import record_start
 from vitrea.picker.results import candidates_path, read_manifests
+from vitrea.picker.sources import require_folders
 from vitrea.picker.trainings import Trainings
 
 ROUND, PICKED, PARTICLES, CLASSES = "round{number}", "picked", "particles", "classes"
@@ -68,6 +70,7 @@ def run(options, *, resume, comm):
     its model, to the same bits. Raises JobError for a user's mistake, and if no labelled micrograph is held back.
     """
     with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
+        agreed(lambda: require_folders(options, "rejected"), comm)
         labels = load_labels(options, Preparation.of(PRESETS[options.network], options.diameter), log, comm=comm)
         held = int(options.holdout * len(labels))
         _require_held_back(options, held, len(labels))
@@ -98,6 +101,7 @@ def run(options, *, resume, comm):
 
 def check(options):
     """Lines for `vitrea check`."""
+    require_folders(options, "rejected")
     return [*pick_train.check(options), f"unlabelled  {len(list_micrographs(options.unlabelled)):,} micrographs in "
                                         f"{options.unlabelled}, {options.rounds} rounds at most"]
 

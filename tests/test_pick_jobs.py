@@ -287,10 +287,11 @@ def test_labelled_micrographs_that_cannot_be_used_are_told_and_left_out(work):
     log.told, log.line = [], lambda text: log.told.append(text)
     found = pick_train.load_labels(options, Preparation.of(PRESETS["vitrea"], DIAMETER), log, comm=alone())
     assert len(found) == 1
-    assert len(log.told) == 2
-    assert "train2.mrc" in log.told[0]
-    assert "cut short" in log.told[0]
-    assert "train3.mrc: found pixels of 13 Å; expected at most 12.5 Å for a particle of 150 Å" in log.told[1]
+    assert len(log.told) == 3
+    assert "3 coordinate files belong to none of the 3 micrographs" in log.told[0]
+    assert "train2.mrc" in log.told[1]
+    assert "cut short" in log.told[1]
+    assert "train3.mrc: found pixels of 13 Å; expected at most 12.5 Å for a particle of 150 Å" in log.told[2]
 
 
 def test_an_extraction_that_was_cut_short_goes_on_by_micrograph(work):
@@ -441,7 +442,7 @@ def test_cutting_is_around_the_middle_and_keeps_the_background_at_one():
      ("pick", "threshold=1.5", "threshold is 1.5"),
      ("train", "coordinates=mics", "found 0 labelled particles"),
      ("train", "network=vitrae", "did you mean vitrea?"),
-     ("extract", "coordinates=mics", "found no particle whose box"),
+     ("extract", "coordinates=mics", "mics: no coordinate file belongs to one of the 6 micrographs"),
      ("extract", "scaled_size=50", "scaled_size is 50 px, more than box_size of 40 px")],
 )
 def test_mistakes_are_told_in_a_sentence(work, capsys, job, change, words):
@@ -449,6 +450,64 @@ def test_mistakes_are_told_in_a_sentence(work, capsys, job, change, words):
     assert main(["run", "job.yaml", "--set", change, "output=other"]) == 2
     assert words in capsys.readouterr().err
     assert not (work / "other" / "job.yaml").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+@pytest.mark.parametrize(
+    ("job", "change", "words"),
+    [("train", "ignore=nowhere", "nowhere: there is no such folder; expected the folder of coordinate files of ignore"),
+     ("train", "coordinates=nowhere", "nowhere: there is no such folder"),
+     ("train", "negatives=train.yaml", "train.yaml: is no folder"),
+     ("train", "coordinates=mics", "found 0 labelled particles"),
+     ("train", "diameter=20", "found pixels of 6 Å; expected at most 1.667 Å for a particle of 20 Å"),
+     ("train", "diameter=3000", "280 × 340 px of 6 Å, which is narrower than a particle of 3000 Å"),
+     ("extract", "coordinates=nowhere", "nowhere: there is no such folder"),
+     ("extract", "coordinates=mics", "mics: no coordinate file belongs to one of the 6 micrographs"),
+     ("extract", "box_size=300", "found no particle whose box of 300 px lies on one of the 6 micrographs"),
+     ("extract", "diameter=250", "a particle of 250 Å (diameter) does not fit into a box of 40 px, which is 240 Å")],
+)
+def test_check_and_run_refuse_alike(work, capsys, command, job, change, words):
+    write_job(work, "job.yaml", {"train": TRAIN, "extract": EXTRACT}[job])
+    assert main([command, "job.yaml", "--set", change, "output=other"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_coordinates_without_a_micrograph_are_told(work, capsys):
+    shutil.copy(work / "labels" / "train1.star", work / "labels" / "train9.star")
+    assert main(["check", write_job(work, "job.yaml", [*TRAIN[:2], "output: other", *TRAIN[3:]])]) == 0
+    assert "4 coordinate files belong to none of the 3 micrographs; the first: labels/test1.star" in (
+        capsys.readouterr().out)
+
+
+def test_an_extraction_tells_what_has_no_coordinates_and_finds_files_by_name_below_the_folder(work, capsys):
+    (work / "labels" / "deep").mkdir()
+    for name in ("train1", "train2", "test1"):
+        (work / "labels" / f"{name}.star").rename(work / "labels" / "deep" / f"{name}.star")
+    (work / "labels" / "test2.star").unlink()
+    shutil.copy(work / "labels" / "train3.star", work / "labels" / "other.star")
+    job = write_job(work, "extract.yaml", EXTRACT)
+    for command, told in (("check", "doubtful    "), ("run", "doubtful   ")):
+        assert main([command, job]) == 0
+        lines = capsys.readouterr().out
+        assert f"{told}1 micrographs have no coordinates; the first: mics/test2.mrc" in lines
+        assert f"{told}1 coordinate files belong to none of the 6 micrographs; the first: labels/other.star" in lines
+    assert "6 micrographs, 5 with coordinates, 0 done before" in lines
+    found = set(read_star(work / "particles" / "particles.star")["particles"]["rlnMicrographName"].tolist())
+    assert found == {f"mics/{name}.mrc" for name in ("train1", "train2", "train3", "test1")}
+
+
+def test_the_origin_says_where_cropping_brings_the_middle_of_an_odd_box(work):
+    whole = np.zeros((90, 90), dtype=np.float32)
+    y, x = np.mgrid[:90, :90]
+    whole -= np.exp(-((y - 45) ** 2 + (x - 45) ** 2) / 32.0).astype(np.float32)
+    small = cut_particles(whole, np.array([[45 - 20, 45 - 20]]), 41, 24, 10, True)[0]
+    weight = small[4:21, 4:21] ** 2
+    middle = 4 + (weight.sum(axis=1) * np.arange(17)).sum() / weight.sum()
+    assert main(["run", write_job(work, "extract.yaml", EXTRACT), "--set", "box_size=41"]) == 0
+    table = read_star(work / "particles" / "particles.star")["particles"]
+    x = table["rlnCoordinateX"].astype(float)
+    origin = table["rlnOriginXAngst"].astype(float) / (PIXEL * 41 / 24) + (x - np.rint(x)) * 24 / 41
+    assert middle + origin == pytest.approx(np.full(len(x), 12.0), abs=0.02)
 
 
 def test_a_job_none_of_whose_keys_may_change_says_so(work, capsys):
