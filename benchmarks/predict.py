@@ -12,6 +12,7 @@ t_particle, M and R come from the run on one rank; V and row are computed from t
 the bytes that a counting communicator saw; α and β are given. Not in the model: the file system, other jobs on the
 network, memory bandwidth shared by the cores of a node, and the arithmetic of the reduction.
 """
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,12 +57,12 @@ def row_seconds(folder, rows=CHECKPOINT_ROWS):
     """Seconds that a particle adds to a checkpoint: one of `rows` particles is sorted and written in `folder`."""
     particles = np.zeros(rows, dtype=PARTICLE)
     particles["row"] = np.random.default_rng(0).permutation(rows)
-    path, times = Path(folder) / ".checkpoint-rate.h5", []
-    for _ in range(3):
-        begin = time.perf_counter()
-        write_checkpoint(path, {"particles": particles[np.argsort(particles["row"])]}, {})
-        times.append(time.perf_counter() - begin)
-    path.unlink()
+    times = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".checkpoint-rate-") as place:
+        for _ in range(3):
+            begin = time.perf_counter()
+            write_checkpoint(Path(place) / "checkpoint.h5", {"particles": particles[np.argsort(particles["row"])]}, {})
+            times.append(time.perf_counter() - begin)
     return float(np.median(times)) / rows
 
 

@@ -112,7 +112,7 @@ def test_an_empty_file_is_a_micrograph_without_picks(folder, capsys):
     [(["labels", "picks"], "--radius is missing"),
      (["labels", "picks", "--radius", "0"], "--radius 0: expected a distance in pixels above 0"),
      (["labels", "nowhere", "--radius", "5"], "nowhere: there is no such file or folder"),
-     (["labels", "empty", "--radius", "5"], "empty: found no .star, .box, .csv or .tsv file"),
+     (["labels", "empty", "--radius", "5"], "empty: found no .star, .box, .cbox, .csv or .tsv file"),
      (["labels", "others", "--radius", "5"], "others: found picks for none of the 3 micrographs of labels"),
      (["labels", "unfinished", "--radius", "5"], "unfinished: found no threshold.json"),
      (["labels", "twice", "--radius", "5"], "one/a and two/a are both called a"),
