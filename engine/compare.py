@@ -134,7 +134,7 @@ def format_comparison(comparison):
     """The comparison in lines for people."""
     c = comparison
     lines = [f"{c.n:,} particles compared ({c.n_truth:,} in the truth, {c.n_result:,} in the result), "
-             f"{c.n_views} views, {c.n_classes} classes",
+             f"{c.n_views} views, {c.n_classes} {'class' if c.n_classes == 1 else 'classes'}",
              f"ARI {c.ari:.4f}   purity {c.purity:.4f}   views found {c.views_found} of {c.n_views}   "
              f"most views in one class {c.most_views_in_one_class}"]
     if c.angle_error_median is None:

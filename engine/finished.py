@@ -76,9 +76,8 @@ def read_finished(folder):
     """The FinishedRun of a folder; JobError if there is none, or its files do not belong together."""
     folder = Path(folder)
     if not is_finished(folder):
-        found = "is not a folder" if not folder.is_dir() else "holds no finished classes"
-        raise JobError(f"{folder}: {found}; expected the folder of a run with {DATA_NAME}, {MODEL_NAME} and "
-                       f"{STACK_NAME}; 'vitrea resume {folder}' finishes one")
+        raise JobError(f"{folder}: {_what_it_is(folder)}; expected the folder of a run with {DATA_NAME}, {MODEL_NAME} "
+                       f"and {STACK_NAME}, as classify2d, cluster and deep2d leave it when they are done")
     blocks, model = (read_long_star(folder / name, _space(folder, name)) for name in (DATA_NAME, MODEL_NAME))
     prior, resolution = (_column(folder / MODEL_NAME, model, "model_classes", label)
                          for label in ("rlnClassDistribution", "rlnEstimatedResolution"))
@@ -90,6 +89,13 @@ def read_finished(folder):
                        _column(folder / MODEL_NAME, model, "model_class_1", "rlnResolution"),
                        _spectra(folder, model, "rlnSsnrMap", len(prior)),
                        _spectra(folder, model, "rlnFourierShellCorrelation", len(prior)))
+
+
+def _what_it_is(folder):
+    """What stands in the place of a folder of finished classes, in words."""
+    if not folder.exists():
+        return "there is no such folder"
+    return "holds no finished classes" if folder.is_dir() else "is a file, not a folder"
 
 
 def _space(folder, name):

@@ -67,10 +67,11 @@ def make_geometry(table, options):
     nyquist = min((group.box_size * box * pixel) / (group.box_size * group.pixel_size) for group in table.optics) / 2
     rings = min(int(np.floor(nyquist)) - NYQUIST_MARGIN, int(np.ceil(box * pixel / finest)))
     if rings < SMALLEST_GRID:
+        reach = max(finest, box * pixel / max(nyquist, 1))
         raise JobError(
-            f"{table.path}: {rings} Fourier rings between the box of {box} px and "
-            f"{2 * box * pixel / (2 * max(rings, 1)):.1f} Å; "
-            f"expected at least {SMALLEST_GRID}; use larger boxes or a finer max_resolution"
+            f"{table.path}: a box of {box} px of {pixel:.4g} Å has {rings} Fourier {'ring' if rings == 1 else 'rings'} "
+            f"up to {reach:.1f} Å; expected at least {SMALLEST_GRID}; use larger boxes, or a finer max_resolution "
+            "(align_resolution in deep2d)"
         )
     grid = PolarGrid(box, rings, image_radius + edge)
     length = [group.box_size * group.pixel_size / (box * pixel) for group in table.optics]

@@ -310,6 +310,8 @@ def _jobs(folder: Path) -> list[dict]:
 
 
 def _known(folder: Path) -> list[dict]:
+    if not folder.is_dir():
+        raise JobError(f"{folder}: there is no such folder; expected the output of a submitted job")
     known = _jobs(folder)
     if not known:
         raise JobError(f"{folder}: nothing was submitted for this folder; expected the output of a submitted job; "
