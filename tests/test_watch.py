@@ -223,7 +223,7 @@ def test_a_pipeline_shows_its_stages_and_the_run_of_the_one_at_work(tmp_path):
         log.record("iteration", **{name: value for name, value in iteration(6).items() if name != "kind"})
     text = drawn(state_of(*records), folder=tmp_path)
     for words in (r"1 +first +done", r"2 +second +at work +max_iterations was 2, is 9", r"3 +third +waits",
-                  "second   classify2d   20,000", "full pass 6/30"):
+                  r"second\s+classify2d\s+20,000", r"full pass\s+6/30"):
         assert re.search(words, text)
     text = drawn(state_of(*records, record("stopped", in_stage="second", reason="SIGUSR1")), folder=tmp_path)
     assert "stopped in stage second   SIGUSR1" in text
