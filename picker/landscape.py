@@ -15,8 +15,8 @@ from vitrea.picker.labels import Augmentation, Sampler
 from vitrea.picker.network import backward, evaluate_box, forward, initial_parameters, stages
 from vitrea.picker.training import PART, cross_entropy, loss_weights
 
-# Step of a central difference, relative to the length of θ: at 1e-5 it crosses kinks of rectified units, whose jumps pass
-# for curvature; from 1e-6 to 1e-8 eigenvalues agree to six digits, in double precision.
+# Step of a central difference, relative to the length of θ. At 1e-5 it crosses kinks of rectified units, whose jumps
+# pass for curvature; from 1e-6 to 1e-8 eigenvalues agree to six digits, in double precision.
 DIFFERENCE = 1e-7
 TRAINING_DRAW, TESTING_DRAW = 0, 1
 CENTRED = replace(Augmentation(), shift=2.0)   # px: a tile around a label shows its particle near the middle
