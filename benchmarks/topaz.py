@@ -94,7 +94,12 @@ def _topaz(given, folder, split, specimen):
     return {"f1": counts.f(), "precision": counts.precision, "recall": counts.recall, "threshold": threshold,
             "best_f1_of_any_threshold": float(curve(scored[1], specimen.radius).f().max()),
             "train_cpu_seconds": train_seconds, "pick_cpu_seconds": (parts[1][1] + picked[1][1]) / len(split[1]),
-            "version": run.version(), "arguments": [str(each) for each in arguments], "scale": scale}
+            "version": run.version(), "arguments": [_said(each, folder) for each in arguments], "scale": scale}
+
+
+def _said(word, folder):
+    """A word of a command as a record tells it: a path as seen from the folder that is gone afterwards."""
+    return str(word.relative_to(folder)) if isinstance(word, Path) else str(word)
 
 
 class Runner:
