@@ -1,4 +1,6 @@
 """Micrographs: what is read and what is refused, and preparation that does not depend on brightness or contrast."""
+from pathlib import Path
+
 import mrcfile
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from vitrea.kernels.micrograph import (
     reference_even_out,
     reference_fourier_crop,
 )
-from vitrea.picker.micrographs import BadMicrographError, Preparation, list_micrographs, read_micrograph
+from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparation, list_micrographs, read_micrograph
 from vitrea.picker.network import PRESETS
 
 
@@ -178,12 +180,11 @@ def test_preparation_is_blind_to_brightness_and_contrast_and_never_enlarges():
     preparation = Preparation.of(PRESETS["vitrea"], 160.0)
     assert preparation.pixel_size == pytest.approx(5.0)   # 48 px are one and a half diameters
 
-    class At:
-        def __init__(self, image, pixel_size):
-            self.image, self.pixel_size = image, pixel_size
+    def at(image, pixel_size):
+        return Micrograph(Path("mic.mrc"), image, pixel_size)
 
-    one, other = (preparation.apply(At(each, 2.5)) for each in (image, 1000 + 40 * image))
+    one, other = (preparation.apply(at(each, 2.5)) for each in (image, 1000 + 40 * image))
     assert one.shape == (120, 150)
     np.testing.assert_allclose(other, one, atol=1e-3)
-    assert preparation.apply(At(image, 5.05)).shape == preparation.apply(At(image, 4.95)).shape == image.shape
-    assert preparation.apply(At(image, 8.0)).shape == image.shape
+    assert preparation.apply(at(image, 5.05)).shape == preparation.apply(at(image, 4.95)).shape == image.shape
+    assert preparation.apply(at(image, 8.0)).shape == image.shape
