@@ -124,7 +124,8 @@ MISTAKES = [
      r"192 Å wide; .*"),
     (keys(memory_limit=0.1), r"memory_limit: the run needs up to 0\.\d GB a rank with its particles in scratch, more "
      r"than the limit of 0\.1 GB; .*; use more ranks .*"),
-    (keys(max_resolution=60), r"given\.star: a box of 32 px of 6 Å has 4 Fourier rings up to 60\.0 Å; expected at least 8; .*"),
+    (keys(max_resolution=60),
+     r"given\.star: a box of 32 px of 6 Å has 4 Fourier rings up to 60\.0 Å; expected at least 8; .*"),
     (output_below_a_file, r"out/run: the run folder cannot be made: Not a directory; expected .* write permission .*"),
     (keys(output="/proc/vitrea"), r"/proc/vitrea: the run folder cannot be made: .*; expected .* write permission .*"),
 ]
