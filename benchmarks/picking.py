@@ -60,23 +60,24 @@ SETS = {
 }
 
 
-def measure(name, how, progress=SILENCE):
+def measure(name, how, chosen=None, progress=SILENCE):
     """The record of one set: F1, precision and recall, the medians over seeds of the means over splits; every seed's
     own means and splits; and CPU seconds of a training and of a micrograph picked, the medians.
 
-    how: (network, seeds, steps of training or None).
+    how: (network, seeds, steps of training or None); chosen: numbers of the splits, None: all. JobError for a number
+    that there is not.
     """
     network, seeds, steps = how
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
         progress.step(f"{name}: micrographs prepared")
         prepare(name, Path(temporary))
         folder = Path(temporary) / name
-        splits = splits_of(folder, name)
+        splits = _chosen(splits_of(folder, name), chosen)
         progress.step(f"{name}: trained on some micrographs, tested on others: splits", len(splits) * len(seeds))
         runs = [{"seed": seed, **_over_splits(folder, splits, SETS[name], (network, seed, steps), progress)}
                 for seed in seeds]
     return {"benchmark": "picker", "name": name, "network": network, "seeds": list(seeds), "steps": steps,
-            **asdict(SETS[name]),
+            **asdict(SETS[name]), **({} if chosen is None else {"chosen_splits": list(chosen)}),
             **{key: statistics.median(run[key] for run in runs) for key in (*SCORES, *SECONDS)}, "runs": runs,
             **surroundings()}
 
@@ -141,6 +142,17 @@ def _splits(stems, trained_on):
     if trained_on:
         return [(stems[:trained_on], stems[trained_on:])]
     return [([other for other in stems if other != stem], [stem]) for stem in stems]
+
+
+def _chosen(splits, numbers):
+    """Some of the splits; JobError for a number beyond them."""
+    if numbers is None:
+        return splits
+    for number in numbers:
+        if not 0 <= number < len(splits):
+            raise JobError(f"--splits {number}: the set has {len(splits)} split{'s' * (len(splits) > 1)}; expected a "
+                           f"number from 0 to {len(splits) - 1}; leave --splits out for all of them")
+    return [splits[number] for number in numbers]
 
 
 def score_split(folder, split, specimen, how, comm, expected_particles=None):

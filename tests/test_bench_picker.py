@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vitrea.benchmarks import labels
-from vitrea.benchmarks.picking import _splits
+from vitrea.benchmarks.picking import _chosen, _splits
 from vitrea.jobs.cli import main
 from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.micrographs import read_micrograph
@@ -128,6 +128,15 @@ def test_the_table_of_few_labels(tmp_path, monkeypatch, capsys):
 def test_all_but_one_in_turn():
     assert _splits(["a", "b", "c"], 0) == [(["b", "c"], ["a"]), (["a", "c"], ["b"]), (["a", "b"], ["c"])]
     assert _splits(["a", "b", "c"], 2) == [(["a", "b"], ["c"])]
+
+
+def test_some_splits_of_all(tmp_path, capsys):
+    splits = _splits(["a", "b", "c"], 0)
+    assert _chosen(splits, [2, 0]) == [(["a", "b"], ["c"]), (["b", "c"], ["a"])]
+    assert _chosen(splits, None) == splits
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    assert main(["bench", "picker", "--set", "apoferritin", "--splits", "1"]) == 2
+    assert "--splits 1: the set has 1 split; expected a number from 0 to 0" in capsys.readouterr().err
 
 
 def test_missing_data_are_told(tmp_path, capsys):
