@@ -74,7 +74,8 @@ class State:
 @dataclass
 class Run:
     """What does not change during a run; for the log, what is reached, and the iteration last saved, and when. marks:
-    STACK[n] of engine/checkpoint.py, on rank 0."""
+    STACK[n] of engine/checkpoint.py, on rank 0. keeps_sums: whether the last State keeps the sums of the last pass, to
+    which further particles can be added (engine/rounds.py); further: attributes that every checkpoint has besides."""
 
     options: object
     table: object
@@ -88,6 +89,8 @@ class Run:
     reached: dict = field(default_factory=dict)
     saved: int = 0
     saved_at: float = 0.0
+    keeps_sums: bool = False
+    further: dict = field(default_factory=dict)
 
 
 def run(options, *, resume, comm):
@@ -95,14 +98,14 @@ def run(options, *, resume, comm):
 
     Writes the files of docs/formats.md. Raises JobError for a user's mistake (on all ranks).
     """
-    with threadpool_limits(1), StopRequest(comm=comm) as stop, _open_log(options, comm) as log:
-        begun = _prepare(options, stop, log, comm)
+    with threadpool_limits(1), StopRequest(comm=comm) as stop, open_log(options, comm) as log:
+        begun = prepare(options, stop, log, comm)
         if begun is None:
-            return _stopped(log, stop, {})
+            return stopped(log, stop, {})
         state = _restore(begun) if resume else start(begun)
-        ended = _iterate(begun, state)
+        ended = iterate_to_end(begun, state)
         if ended is None:
-            return _stopped(log, stop, begun.reached)
+            return stopped(log, stop, begun.reached)
         log.line(_why_ended(ended))
         results.write(begun, ended)
         return "done"
@@ -117,16 +120,19 @@ def _why_ended(state):
     return f"max_iterations reached, not converged: {state.least_changed:.1%} of the particles still change class"
 
 
-def _open_log(options, comm):
+def open_log(options, comm):
+    """The log of the run folder on rank 0, of nothing elsewhere."""
     return RunLog(options.output, echo=True) if comm.rank == 0 else NullLog()
 
 
-def _stopped(log, stop, reached):
+def stopped(log, stop, reached):
+    """Tell that the run leaves, and where it is: "stopped"."""
     log.tell("stopped", **reached, reason=stop.reason)
     return "stopped"
 
 
-def _prepare(options, stop, log, comm):
+def prepare(options, stop, log, comm):
+    """A Run with its particles read, or None if it was asked to stop meanwhile. Collective."""
     scratch = Scratch(options.scratch or options.output)
     space = scratch if options.storage == "scratch" else Memory()
     table = read_table(options, comm=comm, space=space)
@@ -134,7 +140,7 @@ def _prepare(options, stop, log, comm):
     geometry = make_geometry(table, options)
     _announce(options, table, planned, log, comm)
     compile_kernels(log, comm=comm)
-    marks = _stack_marks(table, comm)
+    marks = stack_marks_of(table, comm)
     space = scratch if planned.storage == "scratch" else Memory()
     shard, peak = read_shard(table, options, geometry, stop, log, comm=comm, space=space)
     if shard is None:
@@ -144,7 +150,7 @@ def _prepare(options, stop, log, comm):
     return Run(options, table, geometry, passes, operators, log, stop, marks, comm)
 
 
-def _stack_marks(table, comm):
+def stack_marks_of(table, comm):
     """What tells the stacks from others, on rank 0; JobError on all ranks if one cannot be read. Collective."""
     marks, mistake = None, None
     if comm.rank == 0:
@@ -207,7 +213,7 @@ def batch_size(options, n_particles):
     return size if options.algorithm == "minibatch" or n_particles >= BATCHES_WORTH_IT * size else 0
 
 
-def _iterate(run, state):
+def iterate_to_end(run, state):
     """Iterate to convergence: the last State, or None if the run was asked to stop. Either way it is saved."""
     run.reached, run.saved = _reached(run.options, state), state.iteration
     run.saved_at = time.perf_counter()
@@ -215,13 +221,15 @@ def _iterate(run, state):
         begin = time.perf_counter()
         after = iterate(run, state)
         if after is None:
-            _save(run, state)
+            save(run, state)
             return None
         state, report = after
+        if run.keeps_sums and finished(run.options, state):
+            state = replace(state, running=report["totals"], effective=report["totals"].particles)
         run.reached = _reached(run.options, state)
         saving = time.perf_counter()
         if report["totals"].save or finished(run.options, state):
-            _save(run, state)
+            save(run, state)
         report["seconds"]["checkpoint"] = time.perf_counter() - saving
         _report(run, state, report, time.perf_counter() - begin)
     return state
@@ -458,7 +466,7 @@ def _overdue(run):
     return run.comm.rank == 0 and waited >= 60.0 * run.options.checkpoint_minutes
 
 
-def _save(run, state):
+def save(run, state):
     """Write the checkpoint of a finished iteration, unless it is written. Collective."""
     if run.saved == state.iteration:
         return
@@ -487,7 +495,7 @@ def _save(run, state):
     }
     attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
                    "fingerprint": fingerprint(run.table, run.options, run.passes.shard.space),
-                   "n_classes": model.n_classes}
+                   "n_classes": model.n_classes} | run.further
     write_checkpoint(run.options.output / CHECKPOINT_NAME, arrays, attributes, run.passes.shard.space)
     run.saved_at = time.perf_counter()
 
@@ -497,18 +505,23 @@ def _restore(run):
     space = run.passes.shard.space
     expected = {"fingerprint": fingerprint(run.table, run.options, space), "n_classes": run.options.n_classes}
     arrays, kept = read_checkpoint(run.options.output / CHECKPOINT_NAME, expected, space)
-    _check_stacks(run, arrays["stacks"])
+    check_stacks(run, arrays["stacks"])
+    results.scatter_particles(run, arrays["particles"])
+    state = state_of(arrays, kept, run.geometry)
+    run.log.tell("resumed", **_reached(run.options, state))
+    return state
+
+
+def state_of(arrays, kept, geometry):
+    """The State that the arrays and attributes of a checkpoint hold."""
     model = Model(*(arrays[name] for name in ("references", "sigma2", "tau2", "ssnr", "class_prior")),
                   float(kept["sigma_offset"]), int(kept["rings"]), int(kept["rings_before"]))
-    results.scatter_particles(run, arrays["particles"])
     running = None
     if "running" in arrays:
-        grid = run.geometry.grid.with_rings(model.rings_before)
-        empty = Totals.zeros(
-            model.n_classes, len(model.sigma2), run.geometry.ctf_terms, grid, run.geometry.grid.n_rings
-        )
+        grid = geometry.grid.with_rings(model.rings_before)
+        empty = Totals.zeros(model.n_classes, len(model.sigma2), geometry.ctf_terms, grid, geometry.grid.n_rings)
         running = empty.unpack(arrays["running"])
-    state = State(
+    return State(
         model,
         str(kept["stage"]),
         int(kept["iteration"]),
@@ -521,11 +534,9 @@ def _restore(run):
         running,
         float(kept["effective"]),
     )
-    run.log.tell("resumed", **_reached(run.options, state))
-    return state
 
 
-def _check_stacks(run, before):
+def check_stacks(run, before):
     """JobError, on all ranks, if a stack holds other images than when the run started; a line in the log if one was
     only written to. Collective."""
     touched, mistake = [], None
