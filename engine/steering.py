@@ -27,15 +27,17 @@ AVERAGED = 1.0 / 3.0  # of ANNEAL
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps of a training in all, and what a probe costs of them."""
+    """Steps of a training in all, what a probe costs of them, and the share of them after which HOT ends whatever
+    the probes find (0: as they find)."""
 
     steps: int
     probe: int
+    hot: float = 0.0
 
     @property
     def latest(self):
         """The step at which HOT ends at the latest."""
-        return int(CAP * self.steps)
+        return int((self.hot or CAP) * self.steps)
 
     @property
     def interval(self):
@@ -78,7 +80,8 @@ class Steering:
         decided = self.since if quiet == 1 else self.decided
         after = replace(self, since=end, quiet=quiet, decided=decided, spent=self.spent + budget.probe)
         if quiet >= CONFIRMED and self.frozen < 0:
-            after = replace(after, frozen=decided, leave=min(budget.latest, end + ceil(HOLD * decided)))
+            leave = budget.latest if budget.hot else min(budget.latest, end + ceil(HOLD * decided))
+            after = replace(after, frozen=decided, leave=leave)
         if held_back is not None:
             risen = held_back > RISEN * self.least
             after = replace(after, least=min(self.least, held_back), leave=end if risen else after.leave)

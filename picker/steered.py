@@ -21,7 +21,8 @@ from vitrea.picker.network import FORGETTING, forward, initial_statistics
 from vitrea.picker.training import LOSSES, PART, State, loss_weights, mean_of_parts, of_part, start
 
 REPLICAS = 2
-PROBE_PARTS, COOLING_STEPS = 4, 6
+PROBES = ((4, 6), (2, 3))   # parts of tiles, steps of cooling: the first that is PROBE_SHARE at most, or the last
+PROBE_SHARE = 0.035         # of the budget: four probes are within what engine/steering.py allows
 LINE_POINTS = 7                    # of the straight line, ends included
 GUARD_PARTS, STATISTICS_PARTS = 8, 8
 GUARDED = 8                        # one micrograph in so many is held back, for its loss
@@ -70,7 +71,22 @@ class Course:
 def train_freeze_aware(micrographs, network, diameter, recipe, *, seed, comm, begun=None):
     """As picker.training.train: a generator of State, after each step or probe; the last is the trained network.
     Collective. recipe.rate is HOT's."""
-    trainer = _Trainer(micrographs, network, diameter, recipe, seed, comm)
+    samplers = samplers_of(micrographs, network, diameter, recipe, seed)
+    return descend_freeze_aware(*samplers, network, recipe, seed=seed, comm=comm, begun=begun)
+
+
+def samplers_of(micrographs, network, diameter, recipe, seed):
+    """(Sampler of the tiles, that of the micrographs held back or None): every GUARDED-th, where any is labelled."""
+    guards = micrographs[GUARDED - 1::GUARDED]
+    guarded = any(len(each.positives) for each in guards)
+    kept = [each for k, each in enumerate(micrographs) if (k + 1) % GUARDED] if guarded else micrographs
+    return tuple(Sampler(which, network, diameter, recipe.outputs, recipe.augmentation, seed) if which else None
+                 for which in (kept, guards if guarded else []))
+
+
+def descend_freeze_aware(sampler, guard, network, recipe, *, seed, comm, begun=None):
+    """As `train_freeze_aware`, on the tiles of Samplers, the second of micrographs held back (or None)."""
+    trainer = _Trainer(sampler, guard, network, recipe, seed, comm)
     course = _course_of(begun) if begun else trainer.begin()
     while course.step < recipe.steps:
         course = trainer.advance(course)
@@ -90,25 +106,23 @@ def last_probe(state):
 class _Trainer:
     """What does not change in a training."""
 
-    def __init__(self, micrographs, network, diameter, recipe, seed, comm):
-        guards = micrographs[GUARDED - 1::GUARDED]
-        self._guarded = any(len(each.positives) for each in guards)
-        kept = [each for k, each in enumerate(micrographs) if (k + 1) % GUARDED] if self._guarded else micrographs
-        place = lambda which: Sampler(which, network, diameter, recipe.outputs, recipe.augmentation, seed)  # noqa: E731
-        self._sampler, self._guard = place(kept), place(guards) if self._guarded else None
+    def __init__(self, sampler, guard, network, recipe, seed, comm):
+        self._sampler, self._guard = sampler, guard
         self._network, self._recipe, self._seed, self._comm = network, recipe, seed, comm
-        self._weights = loss_weights(self._sampler)
+        self._weights = loss_weights(sampler)
         self._parts = recipe.batch // PART
         if self._parts % REPLICAS:
             raise ValueError(f"batches of {recipe.batch} tiles; expected a multiple of {REPLICAS * PART}")
         self._last = recipe.steps - ceil(FORWARD * STATISTICS_PARTS / self._parts)   # statistics of the mean cost, too
-        self.budget = Budget(self._last, self._probe_cost())
+        most = PROBE_SHARE * self._last * self._parts
+        self._tiles, self._cooling = next((each for each in PROBES if self._probe_parts(*each) <= most), PROBES[-1])
+        probe = ceil(self._probe_parts(self._tiles, self._cooling) / self._parts)
+        self.budget = Budget(self._last, probe, recipe.hot)
 
-    def _probe_cost(self):
-        """Steps of the budget that a probe takes."""
-        gradients = REPLICAS * COOLING_STEPS * PROBE_PARTS
-        losses = LINE_POINTS * PROBE_PARTS + REPLICAS * GUARD_PARTS * self._guarded
-        return ceil((gradients + FORWARD * losses) / self._parts)
+    def _probe_parts(self, tiles, cooling):
+        """Gradients of parts that a probe costs."""
+        losses = LINE_POINTS * tiles + REPLICAS * GUARD_PARTS * (self._guard is not None)
+        return REPLICAS * cooling * tiles + FORWARD * losses
 
     def begin(self):
         state = start(self._network, self._seed)
@@ -168,21 +182,21 @@ class _Trainer:
         one, other = cooled
         along = np.linspace(0, 1, LINE_POINTS)
         line = [{name: (one[name] + t * (other[name] - one[name])).astype(np.float32) for name in one} for t in along]
-        losses, _ = self._losses(self._sampler, line, PROBE_DRAW, PROBE_PARTS)
+        losses, _ = self._losses(self._sampler, line, PROBE_DRAW, self._tiles)
         barrier = float(np.max(losses - losses[0] - along * (losses[-1] - losses[0])))
-        held_back = (float(self._losses(self._guard, cooled, GUARD_DRAW, GUARD_PARTS)[0].mean()) if self._guarded
+        held_back = (float(self._losses(self._guard, cooled, GUARD_DRAW, GUARD_PARTS)[0].mean()) if self._guard
                      else float("nan"))
         found = Probe(course.step, barrier, float(losses[[0, -1]].mean()), self._separation(course, cooled), held_back)
         steering = course.steering.probed(self.budget, course.step, found.barrier, found.loss,
-                                          held_back if self._guarded else None)
+                                          held_back if self._guard else None)
         best = course.replicas[0 if losses[0] <= losses[-1] else 1]
         common = _mean(course.replicas) if barrier < allowed_barrier(found.loss) else best
         return replace(course, replicas=(common,) * REPLICAS, steering=steering, step=course.step + self.budget.probe,
                        within=({}, {}), seen=0, probes=(*course.probes, found))
 
     def _cooled(self, parameters):
-        for _ in range(COOLING_STEPS):
-            gradient, _, _ = self._gradient(self._sampler, parameters, PROBE_DRAW, range(PROBE_PARTS))
+        for _ in range(self._cooling):
+            gradient, _, _ = self._gradient(self._sampler, parameters, PROBE_DRAW, range(self._tiles))
             parameters = _descended(parameters, gradient, self._recipe.rate)
         return parameters
 

@@ -15,19 +15,22 @@ import numpy as np
 from vitrea.engine.comm import largest_over_ranks, sum_over_ranks
 from vitrea.kernels.exact import quantum, to_quanta
 from vitrea.picker.labels import Augmentation, Sampler
-from vitrea.picker.network import FORGETTING, backward, forward, initial_parameters, initial_statistics
+from vitrea.picker.network import backward, forward, initial_parameters, initial_statistics
+from vitrea.picker.optimisers import RULES, State
 
 PART = 8                  # tiles that are normalised together
 POSITIVE_SHARE = 1 / 3    # of the weight of a batch that lies on positive places
-MOMENT1, MOMENT2, ADAM_EPSILON = 0.9, 0.999, 1e-8   # Kingma & Ba 2015
-WARM_UP = 0.05            # of the steps in which the rate rises
 COUNTED_DRAWS = 256       # from which the share of positive places is estimated
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: tiles with outputs² places, loss ("bce", "mse"), optimizer ("adam", "sgd";
-    "freeze_aware" of picker/steered.py)."""
+    """How a network is trained: tiles with outputs² places, loss ("bce", "mse"), optimizer (a rule of
+    picker/optimisers.py, or "freeze_aware" of picker/steered.py) and its numbers.
+
+    hot: the share of the budget after which `freeze_aware` turns the noise down, whatever its probes find; 0 as they
+    find.
+    """
 
     steps: int
     batch: int
@@ -36,29 +39,23 @@ class Recipe:
     optimizer: str
     rate: float
     augmentation: Augmentation
-    falling: bool = True   # the rate falls to zero along a cosine
+    schedule: str = "cosine"
+    weight_decay: float = 0.01
+    radius: float = 0.05
+    tolerance: float = 0.1
+    averaged: float = 1 / 3
+    hot: float = 0.0
 
 
 # DeepEM's: squared errors, plain descent at rate 1, batches of 50, 20 epochs of 6,400 boxes at quarter turns. The
 # batches are of 48 here, whole parts.
 QUARTERS = Augmentation(any_angle=False, mirror=False, shift=0.0, contrast=0.0, offset=0.0, noise=0.0, decoys=0.0)
-PUBLISHED = Recipe(steps=2667, batch=48, outputs=1, loss="mse", optimizer="sgd", rate=1.0, falling=False,
+PUBLISHED = Recipe(steps=2667, batch=48, outputs=1, loss="mse", optimizer="sgd", rate=1.0, schedule="constant",
                    augmentation=QUARTERS)
 DEFAULT = Recipe(steps=500, batch=32, outputs=5, loss="bce", optimizer="adam", rate=4e-3, augmentation=Augmentation())
 # Of the network vitrea, by the key `optimiser`. Plain descent still learns at a rate of 1; 0.3 was not tuned.
 RECIPES = {"adam": DEFAULT, "sgd": replace(DEFAULT, optimizer="sgd", rate=0.3),
            "freeze_aware": replace(DEFAULT, optimizer="freeze_aware", rate=0.3)}
-
-
-@dataclass
-class State:
-    """Everything that training has come to after `step` steps."""
-
-    parameters: dict
-    statistics: dict
-    moments: tuple[dict, dict]
-    step: int = 0
-    loss: float = float("nan")
 
 
 def train(micrographs, network, diameter, recipe, *, seed, comm, begun=None):
@@ -68,21 +65,26 @@ def train(micrographs, network, diameter, recipe, *, seed, comm, begun=None):
     after which to go on, to the same bits as without a break.
     """
     sampler = Sampler(micrographs, network, diameter, recipe.outputs, recipe.augmentation, seed)
+    return descend(sampler, network, recipe, seed=seed, comm=comm, begun=begun)
+
+
+def descend(sampler, network, recipe, *, seed, comm, begun=None):
+    """As `train`, on the tiles of a Sampler."""
     state = begun or start(network, seed)
-    weights = loss_weights(sampler)
+    weights, parts = loss_weights(sampler), range(recipe.batch // PART)
     for step in range(state.step, recipe.steps):
-        parts = range(comm.rank, recipe.batch // PART, comm.size)
-        found = [of_part(network, state.parameters, sampler, recipe, weights, step, part) for part in parts]
-        gradient, statistics, loss = mean_of_parts(network, found, recipe.batch // PART, comm)
-        state = _stepped(state, gradient, statistics, recipe, loss)
+        def gradient_of(parameters, step=step):
+            found = [of_part(network, parameters, sampler, recipe, weights, step, part)
+                     for part in parts[comm.rank::comm.size]]
+            return mean_of_parts(network, found, len(parts), comm)
+
+        state = RULES[recipe.optimizer](state, gradient_of, recipe)
         yield state
 
 
 def start(network, seed):
     """The state before the first step."""
-    parameters = initial_parameters(network, np.random.default_rng((seed, 0)))
-    zeros = [{name: np.zeros(values.shape) for name, values in parameters.items()} for _ in range(2)]
-    return State(parameters, initial_statistics(network), tuple(zeros))
+    return State(initial_parameters(network, np.random.default_rng((seed, 0))), initial_statistics(network), ({}, {}))
 
 
 def loss_weights(sampler):
@@ -131,39 +133,17 @@ LOSSES = {"bce": cross_entropy, "mse": squared_error}
 
 def mean_of_parts(network, found, n_parts, comm):
     """Mean over all parts of all ranks of gradients, statistics and loss, the same bits for any number of ranks."""
-    terms = [{**gradients, **statistics, "loss": np.array([loss])} for gradients, statistics, loss in found]
-    statistics = {name: values.shape for name, values in initial_statistics(network).items()}
-    shapes = network.shapes() | statistics | {"loss": (1,)}
-    largest = [max((float(np.abs(each[name]).max()) for each in terms), default=0.0) for name in shapes]
-    units = quantum(n_parts * largest_over_ranks(np.array(largest), comm=comm))
-    # One message for all: they are small, and a step of training is short.
-    sums = [sum((to_quanta(each[name], unit).ravel() for each in terms), np.zeros(int(np.prod(shape))))
-            for (name, shape), unit in zip(shapes.items(), units)]
-    total = sum_over_ranks(np.concatenate(sums), comm=comm) / n_parts
-    ends = np.cumsum([part.size for part in sums])[:-1]
-    mean = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), np.split(total, ends))}
-    loss = float(mean.pop("loss")[0])
-    return {name: mean[name] for name in network.shapes()}, {name: mean[name] for name in statistics}, loss
-
-
-def _stepped(state, gradient, statistics, recipe, loss):
-    """The state after a step of the optimizer."""
-    step, rate = state.step + 1, _rate(recipe, state.step)
-    first, second, parameters = {}, {}, {}
-    for name, slope in gradient.items():
-        if recipe.optimizer == "adam":
-            first[name] = MOMENT1 * state.moments[0][name] + (1 - MOMENT1) * slope
-            second[name] = MOMENT2 * state.moments[1][name] + (1 - MOMENT2) * slope**2
-            spread = np.sqrt(second[name] / (1 - MOMENT2**step)) + ADAM_EPSILON
-            slope = first[name] / (1 - MOMENT1**step) / spread
-        parameters[name] = (state.parameters[name] - rate * slope).astype(np.float32)
-    running = {name: (1 - FORGETTING) * state.statistics[name] + FORGETTING * values if state.step else values
-               for name, values in statistics.items()}
-    return State(parameters, running, (first, second), step, loss)
-
-
-def _rate(recipe, step):
-    if not recipe.falling:
-        return recipe.rate
-    warm = min(1.0, (step + 1) / max(1.0, WARM_UP * recipe.steps))
-    return recipe.rate * warm * 0.5 * (1 + np.cos(np.pi * step / recipe.steps))
+    of_statistics = {name: values.shape for name, values in initial_statistics(network).items()}
+    shapes = network.shapes() | of_statistics | {"loss": (1,)}
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+    terms = np.zeros((len(found), ends[-1]))   # one message for all: they are small, and a step of training is short
+    for row, (gradients, statistics, loss) in zip(terms, found):
+        both = gradients | statistics | {"loss": loss}
+        np.concatenate([np.ravel(both[name]) for name in shapes], out=row)
+    largest = np.maximum.reduceat(np.abs(terms).max(axis=0, initial=0.0), [0, *ends[:-1]])
+    units = quantum(n_parts * largest_over_ranks(largest, comm=comm))
+    quanta = to_quanta(terms, np.repeat(units, np.diff(ends, prepend=0))).sum(axis=0)
+    total = sum_over_ranks(quanta, comm=comm) / n_parts
+    mean = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), np.split(total, ends[:-1]))}
+    return ({name: mean[name] for name in network.shapes()}, {name: mean[name] for name in of_statistics},
+            float(mean["loss"][0]))

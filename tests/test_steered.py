@@ -14,7 +14,7 @@ from vitrea.picker.evaluate import count
 from vitrea.picker.micrographs import Micrograph, Preparation
 from vitrea.picker.options import PickTrainOptions
 from vitrea.picker.pick import Picker
-from vitrea.picker.steered import Course, _course_of, _state_of, _Trainer, last_probe, train_freeze_aware
+from vitrea.picker.steered import Course, _course_of, _state_of, _Trainer, last_probe, samplers_of, train_freeze_aware
 from vitrea.picker.training import PART
 
 RECIPE = replace(QUICK, steps=110, batch=32, outputs=1, optimizer="freeze_aware", rate=0.3)
@@ -104,7 +104,8 @@ def test_training_over_these_ranks_gives_the_bits_of_one(states, comm):
 
 
 def trainer(micrographs=(1, 2)):
-    return _Trainer([labelled(seed) for seed in micrographs], TINY, DIAMETER, RECIPE, 3, alone())
+    samplers = samplers_of([labelled(seed) for seed in micrographs], TINY, DIAMETER, RECIPE, 3)
+    return _Trainer(*samplers, TINY, RECIPE, 3, alone())
 
 
 def test_a_probe_finds_no_barrier_where_replicas_are_one_and_takes_their_mean(states):
@@ -119,7 +120,7 @@ def test_with_a_barrier_the_better_replica_goes_on(states):
     own = states[-1].parameters
     other = {name: np.roll(values, 2, axis=0) if name.endswith("1") else values for name, values in own.items()}
     other["weights2"] = np.roll(own["weights2"], 2, axis=1)   # the same network, its maps in another order
-    other["bias"] = own["bias"] + np.float32(0.3)             # and a little worse
+    other["bias"] = own["bias"] + np.float32(2.0)             # and worse
     made = trainer()
     made._cooled = lambda parameters: parameters
     for replicas in ((own, other), (other, own)):
