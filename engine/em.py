@@ -55,16 +55,17 @@ class Pass:
             self._new_scale[part], self._seen[part] = self.scale[part], False
             self.shard.space.release()
 
-    def run(self, model, search, choose=None, on_block=None, save=lambda: False):
+    def run(self, model, search, choose=None, on_block=None, save=lambda: False, on_classes=None):
         """The sums over the particles (Totals, of all ranks), or None if the run was asked to stop. Collective.
 
         choose(i): local indices of block i to use, all by default. on_block(fraction) is called after each block and
         returns True to stop; what was summed is then thrown away, on all ranks. save() is asked at the end, on each
-        rank: Totals.save tells how many of them want a checkpoint.
+        rank: Totals.save tells how many of them want a checkpoint. on_classes(local, posterior float64[m, K]) is told,
+        from any thread, the classes' posterior of the particles `local`, if the search keeps it.
         """
         begin = time.perf_counter()
         self._begin_pass()
-        self._search, self._grid = search, search.fine.level.grid
+        self._search, self._grid, self._on_classes = search, search.fine.level.grid, on_classes
         self._references = self.geometry.grid.crop(model.references, self._grid)
         self._weight = model.ring_weight(self.geometry.grid)
         self._clocks = []
@@ -163,6 +164,8 @@ class Pass:
         weight = self._weight[group]
         particles = Particles(kept.table, kept.rows, kept.ctf2, weight, self.scale[local])
         poses, sums = expect(particles, self._search, work)
+        if self._on_classes and work.by_class is not None:
+            self._on_classes(local, work.by_class)
         power = particles.scale[:, None].astype(np.float64) ** 2 * kept.power
         self._finish_likelihood(poses, power, weight)
         changed = np.count_nonzero(self.poses.class_number[local] != poses.class_number)

@@ -35,13 +35,15 @@ KEPT = np.dtype([("row", np.int32), ("column", np.int32), ("peak", np.float32)])
 @dataclass(frozen=True)
 class Search:
     """What all particles of an iteration share: fine templates, coarse ones (or None for a single level), temperature,
-    and whether the best poses are refined below the grid, which only those that are written need."""
+    whether the best poses are refined below the grid, which only those that are written need, and whether the posterior
+    of the classes is kept by particle."""
 
     fine: Templates
     coarse: Templates | None
     adaptive_fraction: float
     temperature: float = 1.0
     refined: bool = True
+    by_class: bool = False
 
 
 @dataclass
@@ -99,6 +101,7 @@ class Workspace:
         self.half_step = np.exp(-1j * np.pi / level.n_angles * np.arange(level.n_angles // 2 + 1)).astype(np.complex64)
         self.sums = np.zeros((n_classes * level.n_shifts, level.grid.size), dtype=np.complex64)
         self.touched = np.zeros(n_classes * level.n_shifts, dtype=bool)
+        self.by_class = None   # float64[n, K] of the last block, where a search asks for it
         self.clock = PhaseClock()
 
 
@@ -146,6 +149,7 @@ def expect(particles, search, work):
     active = _active_classes(particles, search, work)
     work.clock.end("coarse")
     work.touched[:] = False
+    work.by_class = np.zeros(active.shape) if search.by_class else None
     terms = ctf_terms(particles, search.fine, search.temperature)
     gathered = _Gathered.sums_of(search.fine, particles)
     start, most = 0, len(particles)
@@ -231,10 +235,11 @@ class _Gathered:
 
 @dataclass
 class _Posterior:
-    """Which lines of a chunk are averaged, int64[lines], and by particle: best score float32, log of all weight and of
-    the weight averaged float64, and the line of the best pose int64."""
+    """Which lines of a chunk are averaged, int64[lines], and the weight of every kept line float64; by particle: best
+    score float32, log of all weight and of the weight averaged float64, and the line of the best pose int64."""
 
     lines: np.ndarray
+    sums: np.ndarray
     best: np.ndarray
     log_total: np.ndarray
     log_held: np.ndarray
@@ -251,6 +256,8 @@ def _expect_chunk(chunk, search, work, poses, gathered):
     images = chunk.particles.table.take(chunk.particles.rows[chunk.where], search.fine.level.grid,
                                         chunk.particles.ring_weight, chunk.particles.scale[chunk.where])
     _record_best(chunk, search, images, work.lines, posterior, poses)
+    if work.by_class is not None:
+        work.by_class[chunk.where] = _of_classes(chunk, search, work.lines, posterior)
     work.clock.end("posterior")
     _weigh(chunk, search, work, images, posterior, poses, gathered)
     work.clock.end("accumulate")
@@ -281,7 +288,15 @@ def _normalise(lines, best, fraction):
     chosen, total, held = np.zeros(lines.count, dtype=bool), np.zeros(n), np.zeros(n)
     best_line = np.zeros(n, dtype=np.int64)
     smallest_line_sets(lines.about, sums, fraction, chosen, total, held, best_line)
-    return _Posterior(np.flatnonzero(chosen), best, best + np.log(total), best + np.log(held), best_line)
+    return _Posterior(np.flatnonzero(chosen), sums, best, best + np.log(total), best + np.log(held), best_line)
+
+
+def _of_classes(chunk, search, lines, posterior):
+    """float64[n, K]: posterior probability of every class, summed over angles and shifts, of the chunk's particles."""
+    n_classes = chunk.active.shape[1]
+    pair = lines.about["row"].astype(np.int64) * n_classes + lines.about["column"] // search.fine.level.n_shifts
+    weight = np.bincount(pair, weights=posterior.sums, minlength=len(chunk) * n_classes).reshape(len(chunk), -1)
+    return weight / weight.sum(axis=1, keepdims=True)
 
 
 def _record_best(chunk, search, images, lines, posterior, poses):
