@@ -103,6 +103,11 @@ def last_probe(state):
     return probe if since == state.step else None
 
 
+def steering_of(state):
+    """The Steering that a State of a steered training has come to."""
+    return _course_of(state).steering
+
+
 class _Trainer:
     """What does not change in a training."""
 

@@ -9,6 +9,7 @@ that hold a particle, the loss of the true background is (E_u l⁻ − ρ E_p l�
 2015; Kiryo 2017), E_u over the places called negative and E_p over labelled ones.
 """
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -133,9 +134,7 @@ LOSSES = {"bce": cross_entropy, "mse": squared_error}
 
 def mean_of_parts(network, found, n_parts, comm):
     """Mean over all parts of all ranks of gradients, statistics and loss, the same bits for any number of ranks."""
-    of_statistics = {name: values.shape for name, values in initial_statistics(network).items()}
-    shapes = network.shapes() | of_statistics | {"loss": (1,)}
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+    shapes, of_statistics, ends = _layout(network)
     terms = np.zeros((len(found), ends[-1]))   # one message for all: they are small, and a step of training is short
     for row, (gradients, statistics, loss) in zip(terms, found):
         both = gradients | statistics | {"loss": loss}
@@ -145,5 +144,14 @@ def mean_of_parts(network, found, n_parts, comm):
     quanta = to_quanta(terms, np.repeat(units, np.diff(ends, prepend=0))).sum(axis=0)
     total = sum_over_ranks(quanta, comm=comm) / n_parts
     mean = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), np.split(total, ends[:-1]))}
-    return ({name: mean[name] for name in network.shapes()}, {name: mean[name] for name in of_statistics},
-            float(mean["loss"][0]))
+    loss = float(mean.pop("loss")[0])
+    statistics = {name: mean.pop(name) for name in of_statistics}
+    return mean, statistics, loss
+
+
+@lru_cache
+def _layout(network):
+    """({name: shape} of parameters, statistics and the loss, names of statistics, where each ends in one row)."""
+    of_statistics = {name: values.shape for name, values in initial_statistics(network).items()}
+    shapes = network.shapes() | of_statistics | {"loss": (1,)}
+    return shapes, tuple(of_statistics), np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
