@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 
+from vitrea.kernels.micrograph import NORMAL_MAD
 from vitrea.picker.decoys import decoy, mean_profile
 from vitrea.picker.micrographs import WINDOW_DIAMETERS
 
@@ -17,6 +18,7 @@ NEAR, FAR = 0.12, 0.27   # of the diameter
 GIVEN_SHARE = 0.5        # of the background tiles that are drawn around given negatives, where there are any
 DECOY_AREA = 2000         # square diameters of decoys, for a few hundred blobs
 BLOB_SHARE = 0.75         # of the tiles of decoys that are drawn around blobs
+UNEVEN, LEAST_KNOWN = 4.0, 10   # robust deviations; labels that tell a median and a deviation
 DECOY_STREAM, EMPTY_STREAM = 2**31 + 1, 2**31 + 2   # the number of steps is smaller
 
 
@@ -24,7 +26,8 @@ DECOY_STREAM, EMPTY_STREAM = 2**31 + 1, 2**31 + 2   # the number of steps is sma
 class LabelledMicrograph:
     """A prepared image float32[h, w] with labels in its pixels: positives and negatives float[n, 2] (y, x), ignored
     float[n, 3] (y, x, radius), how many particles it holds that are not labelled, as far as is known, and the width of
-    the margin [px] along its edges where nobody labelled."""
+    the margin [px] along its edges where nobody labelled; how uneven the micrograph is around each positive, as
+    kernels.micrograph.deviation_ratios has it, where that is known."""
 
     image: np.ndarray
     positives: np.ndarray
@@ -32,11 +35,26 @@ class LabelledMicrograph:
     ignored: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     unlabelled: float = 0.0
     margin: float = 0.0
+    deviations: np.ndarray = field(default_factory=lambda: np.zeros(0))
     coefficients: np.ndarray = field(init=False)
 
     def __post_init__(self):
         # Cubic splines, because linear interpolation smooths the noise, which a network notices.
         object.__setattr__(self, "coefficients", spline_filter(self.image, order=3, output=np.float32, mode="mirror"))
+
+
+def most_uneven(micrographs):
+    """The largest deviation ratio that the surroundings of a particle may have, as labels tell it; None for few labels.
+
+    That is UNEVEN robust deviations of the ratio's logarithm above the median, or the largest of any label.
+    """
+    ratios = np.concatenate([np.zeros(0), *(each.deviations for each in micrographs)])
+    logarithms = np.log(ratios[np.isfinite(ratios) & (ratios > 0)])
+    if len(logarithms) < LEAST_KNOWN:
+        return None
+    middle = np.median(logarithms)
+    spread = NORMAL_MAD * np.median(np.abs(logarithms - middle))
+    return float(np.exp(max(middle + UNEVEN * spread, logarithms.max())))
 
 
 def covered(source, image, blobs, diameter):

@@ -41,6 +41,7 @@ def write_model(path, model):
     header = {
         "format": FORMAT, "network": dataclasses.asdict(picker.network),
         "preparation": dataclasses.asdict(picker.preparation), "distance": picker.distance,
+        "max_deviation": picker.max_deviation,
         "diameter": model.diameter, "threshold": model.threshold, "record": model.record,
         "calibration": dataclasses.asdict(picker.calibration) if picker.calibration else None}
     arrays = {"header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)}
@@ -67,7 +68,7 @@ def read_model(path):
     statistics = {name.removeprefix(STATISTIC): values for name, values in arrays.items() if name.startswith(STATISTIC)}
     found = header.get("calibration")
     picker = Picker(network, parameters, statistics, Preparation(**header["preparation"]), header["distance"],
-                    calibration=Calibration(**found) if found else None)
+                    calibration=Calibration(**found) if found else None, max_deviation=header.get("max_deviation"))
     return Model(picker, header["diameter"], header["threshold"], header["record"])
 
 

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitrea.engine.options import JobOptions, key
+from vitrea.engine.options import FollowOptions, JobOptions, key
 
 MICROGRAPHS = ("the micrographs: a STAR file of RELION, a folder, one .mrc, .tif, .png or .jpg, or a pattern such as "
                "'mics/*.mrc'")
@@ -113,7 +113,7 @@ class RecurseOptions(PickTrainOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PickOptions(MicrographOptions):
+class PickOptions(MicrographOptions, FollowOptions):
     """The keys of `job: pick`."""
 
     model: Path = key("the model.npz of a pick-train job", example=Path("training/first/model.npz"), section="picking")
@@ -124,6 +124,10 @@ class PickOptions(MicrographOptions):
                                                  section="picking")
     min_distance: float | None = key("least distance of two picks", None, unit="Å", above=0, null_means="the model's",
                                      example=120.0, section="picking")
+    max_deviation: float | None = key(
+        "picks in more uneven surroundings are left out: deviation of the grey values over the micrograph's median of "
+        "it, large on carbon and ice", None, above=0, null_means="the model's: more than at any labelled particle",
+        example=1.5, section="picking")
     edge_margin: float = key("picks nearer to an edge are left out", 0.0, unit="Å", minimum=0, section="picking")
     invert_contrast: bool = key("the micrographs have the opposite contrast to those the model learned from", False,
                                 section="picking")

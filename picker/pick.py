@@ -28,14 +28,18 @@ class Picks:
         """The picks further than `margin` px from the edges of a micrograph of `shape` (height, width)."""
         height, width = shape
         apart = np.min([self.x, self.y, width - 1 - self.x, height - 1 - self.y], axis=0)
-        kept = apart >= margin if margin else np.ones(len(self), dtype=bool)
+        return self.where(apart >= margin if margin else np.ones(len(self), dtype=bool))
+
+    def where(self, kept):
+        """The picks that are `kept` bool[n]."""
         return Picks(self.x[kept], self.y[kept], self.score[kept], self.edge[kept])
 
 
 @dataclass(frozen=True)
 class Picker:
-    """A trained network with all that picking needs: preparation, the distance [Å] between picks, and what makes
-    probabilities of the network's scores (None: nothing)."""
+    """A trained network with all that picking needs: preparation, the distance [Å] between picks, what makes
+    probabilities of the network's scores (None: nothing), and how uneven the surroundings of a pick may be beside the
+    micrograph's (`kernels.micrograph.deviation_ratios`; None: not known). `job: pick` leaves out what is more."""
 
     network: Network
     parameters: dict
@@ -45,6 +49,7 @@ class Picker:
     orientations: tuple = ORIENTATIONS
     step: int | None = None
     calibration: Calibration | None = None
+    max_deviation: float | None = None
 
     def planned(self, shape):
         """A DenseScan for prepared images of `shape`; the images are mirrored by half a box on every side."""

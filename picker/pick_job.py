@@ -39,7 +39,7 @@ from vitrea.picker.results import (
 
 SELECTED_NAME = "micrographs.star"
 # Keys that decide what is found on a micrograph; with another value, or another model, it is scanned again.
-DECISIVE = ("pixel_size", "min_distance", "edge_margin", "invert_contrast")
+DECISIVE = ("pixel_size", "min_distance", "max_deviation", "edge_margin", "invert_contrast")
 OFTEN = 3.0         # times as many picks as labels in training, or as few, from which a run is doubtful
 SAME_PIXEL = 0.02   # of the session's median: pixel sizes that differ by more are told
 
@@ -65,6 +65,7 @@ def run(options, *, resume, comm):
         log.record("scanned", micrographs=len(work), busy=busy)
         results = agreed(lambda: read_manifests(folder), comm)
         _require_enough(options, listed, results, log)
+        _tell_uneven(results, options.max_deviation or model.picker.max_deviation, log)
         threshold = agreed(lambda: _settled(options, model, listed, folder), comm)
         for number in range(comm.rank, len(listed), comm.size):
             write_picks(folder, listed.names[number], threshold, options.formats)
@@ -137,7 +138,9 @@ class Scan:
         self._options, self._listed, self._model, self._settings = options, listed, model, settings
         self._rank, self._plans, self._picker = rank, {}, model.picker
         if options.min_distance:
-            self._picker = replace(model.picker, distance=options.min_distance)
+            self._picker = replace(self._picker, distance=options.min_distance)
+        if options.max_deviation:
+            self._picker = replace(self._picker, max_deviation=options.max_deviation)
 
     def one(self, number):
         """Write the candidates of a micrograph, and a line to the manifest of this rank."""
@@ -146,10 +149,11 @@ class Scan:
         begin, target = time.process_time(), candidates_path(folder, name)
         try:
             micrograph = self._listed.read(number, self._options.pixel_size)
-            picks = self._picks(micrograph)
+            picks, ratios, uneven = self._even(self._picks(micrograph), micrograph)
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_coordinates(target, picks.x, picks.y, picks.score, besides=self._besides(picks, micrograph))
-            result |= {"candidates": len(picks), "pixel_size": micrograph.pixel_size, **_grey_values(micrograph.image)}
+            write_coordinates(target, picks.x, picks.y, picks.score, besides=_besides(picks, ratios, micrograph))
+            result |= {"candidates": len(picks), "uneven": uneven, "pixel_size": micrograph.pixel_size,
+                       **_grey_values(micrograph.image)}
         except BadMicrographError as problem:
             result["problem"] = str(problem)
             picked = coordinates_path(folder, name)
@@ -168,15 +172,24 @@ class Scan:
         picks = self._picker.pick_prepared(micrograph, prepared, self._plans[prepared.shape])
         return picks.inside(self._options.edge_margin / micrograph.pixel_size, micrograph.image.shape)
 
-    def _besides(self, picks, micrograph):
-        """What a candidate carries besides its place and score, as columns of texts."""
-        places = np.stack([picks.y, picks.x], axis=1)
-        nearest = (cKDTree(places).query(places, k=2)[0][:, 1] if len(places) > 1 else np.full(len(places), np.inf)
-                   ) * micrograph.pixel_size
-        ratios = deviation_ratios(micrograph.image, places, self._model.diameter / micrograph.pixel_size)
-        return {"edge": [str(int(edge)) for edge in picks.edge],
-                "nearest": [f"{distance:.1f}" if np.isfinite(distance) else "" for distance in nearest],
-                "deviation": [f"{ratio:.3f}" for ratio in ratios]}
+    def _even(self, picks, micrograph):
+        """(the picks whose surroundings are even enough, their deviation ratios, how many of the others are above the
+        model's threshold)."""
+        ratios = deviation_ratios(micrograph.image, np.stack([picks.y, picks.x], axis=1),
+                                  self._model.diameter / micrograph.pixel_size)
+        limit = self._picker.max_deviation
+        kept = ~(ratios > limit) if limit else np.ones(len(picks), dtype=bool)   # NaN is kept
+        return picks.where(kept), ratios[kept], int((picks.score[~kept] >= self._model.threshold).sum())
+
+
+def _besides(picks, ratios, micrograph):
+    """What a candidate carries besides its place and score, as columns of texts."""
+    places = np.stack([picks.y, picks.x], axis=1)
+    nearest = (cKDTree(places).query(places, k=2)[0][:, 1] if len(places) > 1 else np.full(len(places), np.inf)
+               ) * micrograph.pixel_size
+    return {"edge": [str(int(edge)) for edge in picks.edge],
+            "nearest": [f"{distance:.1f}" if np.isfinite(distance) else "" for distance in nearest],
+            "deviation": [f"{ratio:.3f}" for ratio in ratios]}
 
 
 def _grey_values(image):
@@ -204,6 +217,14 @@ def _require_enough(options, listed, results, log):
     if too_many or len(skipped) == len(listed):
         raise JobError(f"{options.input}: {len(skipped)} of {len(listed)} micrographs cannot be used; expected at most "
                        f"{100 * options.skip_limit:g} % (skip_limit); the first: {skipped[0]['problem']}")
+
+
+def _tell_uneven(results, limit, log):
+    """A line if picks were left out for their surroundings."""
+    found = [result["uneven"] for result in results.values() if result.get("uneven")]
+    if found:
+        log.line(f"left out   {sum(found):,} places above the model's threshold on {len(found):,} micrographs, whose "
+                 f"surroundings are more than {limit:.3g} times as uneven as the micrograph's (max_deviation)")
 
 
 def _tell_doubt(picks, record, log):

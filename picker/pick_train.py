@@ -16,11 +16,12 @@ from vitrea.engine.comm import StopRequest
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.log import NullLog, RunLog, format_bytes
+from vitrea.kernels.micrograph import deviation_ratios
 from vitrea.picker.calibration import Reliability, fit, held_out
 from vitrea.picker.coordinates import find_coordinates, read_coordinates
 from vitrea.picker.dealing import agreed
 from vitrea.picker.evaluate import Counts, Curve, best_threshold, curve, verdicts
-from vitrea.picker.labels import LabelledMicrograph, empty_decoys
+from vitrea.picker.labels import LabelledMicrograph, empty_decoys, most_uneven
 from vitrea.picker.memory import training as memory_of_training
 from vitrea.picker.micrographs import BadMicrographError, Micrograph, Preparation, header_of, list_micrographs
 from vitrea.picker.modelfile import Model, write_model
@@ -135,7 +136,7 @@ def _trained(training, options, name, session, *, comm):
             return None
     session.log.line(f"step {state.step}/{recipe.steps}   loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
     return Picker(network, state.parameters, state.statistics, preparation,
-                  options.min_distance * options.diameter), losses
+                  options.min_distance * options.diameter, max_deviation=most_uneven(training)), losses
 
 
 def _cross_scored(labels, folds, options, session, *, comm):
@@ -297,7 +298,8 @@ def _labelled(listed, number, options, preparation):
         negatives.places * scale if negatives else np.zeros((0, 2)),
         np.column_stack([ignored.places * scale, ignored.radius * scale[0]]) if ignored else np.zeros((0, 3)),
         unlabelled=max(0.0, expected - len(positives)) if expected else 0.0,
-        margin=options.edge_margin / preparation.pixel_size)
+        margin=options.edge_margin / preparation.pixel_size,
+        deviations=deviation_ratios(micrograph.image, positives.places, options.diameter / micrograph.pixel_size))
 
 
 def _judged(picker, scored, empty, options, source):

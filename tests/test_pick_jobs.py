@@ -236,7 +236,9 @@ def test_a_checkpoint_of_another_training_is_not_used(tmp_path):
     assert one == digest()
     assert one not in (digest(moved=1e-6), digest(seed=1))
     kept = Trainings(tmp_path, resume=False, comm=alone())
-    state = replace(start(network, 0), step=3, loss=0.5)
+    state = start(network, 0)
+    moments = tuple({name: values + more for name, values in state.parameters.items()} for more in (1, 2))
+    state = replace(state, step=3, loss=0.5, moments=moments)
     kept.keep("all", one, state, [0.7, 0.6, 0.5])
     kept.write()
     again = Trainings(tmp_path, resume=True, comm=alone())
@@ -330,6 +332,28 @@ def test_another_model_or_key_scans_again_and_the_same_ones_do_not(work):
     (work / "mics" / "test1.mrc").write_text("nothing")
     assert pick_job.run(replace(options, skip_limit=1.0), resume=False, comm=alone()) == "done"
     assert not list((work / "picked").rglob("test1.*")), "nothing of what it was is left"
+
+
+def test_picks_where_the_micrograph_is_more_uneven_than_at_any_label_are_left_out_and_told(work, capsys):
+    limit = read_model(work / "training" / "model.npz").picker.max_deviation
+    assert 1.0 < limit < 2.0
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    with mrcfile.open(work / "mics" / "test3.mrc", mode="r+") as file:   # an empty one: a faint drop and a strong one
+        for place, contrast in ((90, 16), (250, 70)):
+            file.data[:] -= contrast / (1 + np.exp(np.hypot(y - 140, x - place) - DIAMETER / 2 / PIXEL))
+    write_job(work, "pick.yaml", PICK)
+    found = {}
+    for name, words in (("even", []), ("all", ["max_deviation=100"])):
+        assert main(["run", "pick.yaml", "--set", "input=mics/test3.mrc", f"output={name}", *words]) == 0
+        found[name] = read_coordinates(work / name / "coordinates" / "mics" / "test3.star").places
+        told = capsys.readouterr().out
+        assert (f"left out   1 places above the model's threshold on 1 micrographs, whose surroundings are more than "
+                f"{limit:.3g} times as uneven" in told) == (name == "even")
+    near = {name: [np.hypot(*(places - [140, x]).T).min(initial=99) < 10 for x in (90, 250)]
+            for name, places in found.items()}
+    assert near == {"all": [True, True], "even": [True, False]}
+    with open(work / "all" / "candidates" / "mics" / "test3.csv") as file:
+        assert max(float(row["deviation"]) for row in csv.DictReader(file)) > limit
 
 
 def test_picks_do_not_depend_on_what_was_scanned_before(work):

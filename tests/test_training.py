@@ -7,7 +7,7 @@ import pytest
 
 from vitrea.engine.errors import JobError
 from vitrea.picker.calibration import Calibration
-from vitrea.picker.labels import Augmentation, LabelledMicrograph, Sampler
+from vitrea.picker.labels import Augmentation, LabelledMicrograph, Sampler, most_uneven
 from vitrea.picker.micrographs import Micrograph, Preparation
 from vitrea.picker.modelfile import Model, _digest, read_model, write_model
 from vitrea.picker.network import PRESETS, Layer, Network, initial_statistics
@@ -43,6 +43,21 @@ def trained():
 
     *_, state = train([labelled(1), labelled(2)], TINY, DIAMETER, QUICK, seed=3, comm=MPI.COMM_SELF)
     return state
+
+
+def test_the_surroundings_of_a_pick_may_be_as_uneven_as_those_of_any_label_and_four_deviations_more():
+    ratios = np.exp(np.random.default_rng(0).normal(0.1, 0.05, size=400))
+
+    def limit(*parts):
+        return most_uneven([labelled(1, deviations=np.array(part)) for part in parts])
+
+    usual = limit(ratios[:150], [], ratios[150:])
+    assert usual == pytest.approx(np.exp(0.1 + 4 * 0.05), rel=0.03)
+    assert usual > ratios.max()
+    assert limit([*ratios, np.nan, 0.0]) == usual   # where a micrograph is flat
+    assert limit([*ratios, 1.7]) == pytest.approx(1.7), "a label is right"
+    assert limit(ratios[:9]) is None
+    assert limit() is None
 
 
 def test_a_trained_network_finds_the_discs_of_another_micrograph(trained):
