@@ -86,7 +86,7 @@ def _interval(drawn):
 # ---- verdicts
 
 def verdicts(table):
-    """{claim: {name: value}} by the rules of docs/dynamics.md; table[snr, share of wrong labels] is what `judged` has."""
+    """{claim: {name: value}} by the rules of docs/dynamics.md; table[SNR, share of wrong labels] as in `judged`."""
     complete = [found for (_, wrong), found in table.items() if wrong == 0]
     found = {}
     if all(arm in each["arms"] for each in complete for arm in (OURS, *RIVALS)):
