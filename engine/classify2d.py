@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from vitrea.engine import classes, results
+from vitrea.engine import classes, half_sets, results
 from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
 from vitrea.engine.checkpoint import fingerprint, read_checkpoint, require_same_stacks, stack_marks, write_checkpoint
 from vitrea.engine.comm import StopRequest, library_name, node_count
@@ -108,7 +108,24 @@ def run(options, *, resume, comm):
             return stopped(log, stop, begun.reached)
         log.line(_why_ended(ended))
         results.write(begun, ended)
+        if options.half_sets and half_sets.write(begun, ended.model) is None:
+            return stopped(log, stop, begun.reached)
         return "done"
+
+
+def reopen(options, stop, comm):
+    """(Run, its last State) of a finished run, without a word in its log; None if it was asked to stop. Collective.
+
+    Raises JobError, on all ranks, if the run is not finished.
+    """
+    begun = prepare(options, stop, NullLog(), comm)
+    if begun is None:
+        return None
+    state = _restore(begun)
+    if not finished(options, state):
+        raise JobError(f"{options.output}: the run is not finished ({state.in_stage} of {_planned(options, state)} "
+                       f"iterations); expected one that is; finish it with 'vitrea resume {options.output}'")
+    return begun, state
 
 
 def _why_ended(state):

@@ -133,6 +133,7 @@ class Option:
 # Sections of a job file, in its order, with the heading each one has there.
 SECTIONS = {
     "job": "What is classified",
+    "following": "Data that arrive while the job runs",
     "selection": "The selection",
     "simulation": "What is simulated",
     "specimen": "The specimen",
@@ -189,6 +190,18 @@ class JobOptions(Options):
 
     input: Path = key("the particles: a RELION STAR file (3.0 or 3.1)", example=Path("particles.star"), section="job")
     output: Path = key("the run folder that is made", example=Path("runs/first"), section="job")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowOptions(JobOptions):
+    """The keys of jobs that can take in what arrives while they run (jobs/follow.py)."""
+
+    follow: Path | None = key("a folder that a microscope delivers into; what is new there is taken in, in rounds, "
+                              "until a file STOP is in it", None, null_means="the input is all there is",
+                              example=Path("arriving"), section="following")
+    follow_minutes: float | None = key("the job ends when nothing new has come for so long", None, unit="minutes",
+                                       above=0, null_means="STOP alone ends it", example=30.0, resumable=True,
+                                       section="following")
 
 
 CTF_CHOICES = {
@@ -266,7 +279,7 @@ class AlignmentOptions(ParticleJobOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify2dOptions(AlignmentOptions):
+class Classify2dOptions(AlignmentOptions, FollowOptions):
     """The keys of `job: classify2d`."""
 
     n_classes: int = key("number of class averages; 50 to 200 particles for each is usual",
@@ -294,6 +307,9 @@ class Classify2dOptions(AlignmentOptions):
                                     minimum=0, maximum=1, section="iterations")
     checkpoint_minutes: float = key("time between checkpoints, 0 for one after every iteration; a stop makes one too",
                                     1.0, unit="minutes", minimum=0, resumable=True, section="iterations")
+    half_sets: bool = key("at the end, ask two halves of the particles, learned apart, how sure the classes are: eight "
+                          "more passes, five of them over half of the particles each", False, resumable=True,
+                          section="iterations")
 
 
 LATENT_CHOICES = {

@@ -16,6 +16,7 @@ from vitrea.engine.files import written_beside
 from vitrea.engine.star import write_star
 
 NAME, STAR_NAME = "stability.json", "stability.star"
+HALVES_NAME, HALVES_STAR_NAME = "half_sets.json", "half_sets.star"   # engine/half_sets.py writes them
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,17 @@ def write_stability(run, other, found):
 
 def read_stability(folder, n_classes):
     """What stability.json of a run folder says, None if there is none of so many classes."""
+    return _read(Path(folder) / NAME, n_classes)
+
+
+def read_half_sets(folder, n_classes):
+    """What half_sets.json of a run folder says, None if there is none of so many classes."""
+    return _read(Path(folder) / HALVES_NAME, n_classes)
+
+
+def _read(path, n_classes):
     try:
-        told = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))
+        told = json.loads(path.read_text(encoding="utf-8"))
         return told if len(told["classes"]) == n_classes else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -19,11 +19,15 @@ def add(commands: argparse._SubParsersAction) -> None:
                         "right [px]")
     report.add_argument("--ignore", type=Path, metavar="DIR", help="picks: .csv files with x, y, radius [px], discs in "
                         "which nothing counts")
-    stability = command(commands, "stability", _stability, "how far a second run, with another seed, agrees with a run",
-                        "vitrea stability runs/first runs/other_seed")
-    stability.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder, which stability.star is "
-                           "written into")
-    stability.add_argument("other", type=Path, metavar="OTHER", help="the folder of a run of the same particles")
+    stability = command(commands, "stability", _stability, "how sure a run is of its classes: two halves of its "
+                        "particles, learned apart, or a second run",
+                        "mpiexec -n 4 vitrea stability runs/first\n  vitrea stability runs/first runs/other_seed")
+    stability.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder, which half_sets.star or "
+                           "stability.star is written into")
+    stability.add_argument("other", type=Path, metavar="OTHER", nargs="?", help="the folder of a run of the same "
+                           "particles, with another seed; left out: from the final classes of a classify2d run two "
+                           "halves of the particles are learned apart, and both judge every particle (as long as "
+                           "about eight iterations)")
     _add_select(commands)
 
 
@@ -62,6 +66,10 @@ def _select(arguments: argparse.Namespace) -> int:
 
 
 def _stability(arguments: argparse.Namespace) -> int:
+    if arguments.other is None:
+        from vitrea.jobs.half_sets import stability_of_halves
+
+        return stability_of_halves(arguments.folder)
     from vitrea.engine.finished import read_finished
     from vitrea.engine.stability import STAR_NAME, stability_of, write_stability
 

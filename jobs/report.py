@@ -17,12 +17,13 @@ from vitrea.engine.files import written_beside
 from vitrea.engine.finished import is_finished, read_finished
 from vitrea.engine.log import LINES_NAME, RECORDS_NAME, format_bytes, format_clock, read_records
 from vitrea.engine.relion_files import write_relion_files
+from vitrea.engine.stability import read_half_sets
 from vitrea.engine.star import read_star
 from vitrea.jobs.jobfile import JOB_NAME, read_job
 from vitrea.jobs.pages import render
 from vitrea.jobs.report_classes import NO_CLASSES, class_page, data_uri, rounded
 from vitrea.jobs.report_course import convergence_plots, flow_table, iterations, size_plots, timing_plots
-from vitrea.jobs.report_section import Section
+from vitrea.jobs.report_section import Section, reliability_plot
 from vitrea.jobs.report_warnings import warnings_of
 from vitrea.jobs.scores import scores_of
 
@@ -142,7 +143,7 @@ def _sections(folder, job, run, records, comparison):
                    "caption": RESULT_NAME}
         sections.append(Section("result", "Result", pictures=[picture]))
     if run:
-        sections += _latent(job, run) + _tree(folder, run)
+        sections += _confidence(run) + _latent(job, run) + _tree(folder, run)
     return sections + _course(folder, records)
 
 
@@ -162,6 +163,27 @@ def _course(folder, records):
                                 "first iteration that had any, and in the last." if table else "", sizes, table=table))
     sections.append(Section("timing", "Time and memory", words, timing_plots(found)))
     return sections
+
+
+def _confidence(run):
+    """How sure the classes are, as two halves of the particles said."""
+    found = read_half_sets(run.folder, run.n_classes)
+    if found is None:
+        return []
+    stable = sorted((value for value in found["classes"] if value is not None), reverse=True)
+    plots = [reliability_plot(found[key], title, words, happened="stability") for key, title, words in (
+        ("uncalibrated", "Before calibration", "Mean stability of particles by the posterior probability of their "
+         "class."),
+        ("reliability", "Calibrated", f"The same by the calibrated probability, σ({found['slope']:.3g} · logit p "
+         f"{found['offset']:+.3g})."))]
+    plots.append({"title": "Stability of the classes", "words": f"Most stable first; by chance {found['chance']:.2f}.",
+                  "kind": "line", "points": True, "x": list(range(1, len(stable) + 1)), "xlabel": "class, by stability",
+                  "ylabel": "stability", "whole": True, "range": [0, 1],
+                  "series": [{"name": "stability", "y": rounded(stable)}]})
+    words = (f"Two halves of the particles, learned apart, give a particle the same class with probability "
+             f"{found['stability']:.2f} in the mean, its stability. half_sets.star has it and the calibrated "
+             "probability of every particle.")
+    return [Section("confidence", "Confidence", words, plots)]
 
 
 def _latent(job, run):

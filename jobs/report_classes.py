@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitrea.engine.stability import read_stability
+from vitrea.engine.stability import read_half_sets, read_stability
 from vitrea.engine.tiles import tiles
 
 IMAGE_BUDGET = 7_500_000   # bytes of all tiles; as text they are a third more, and the page is to stay under 15 MB
 BINS = 12
+LEAST_SHARE = 0.02         # of a class: fewer particles that might go elsewhere are not told
 MICROMETRE = 1e4           # Å
 
 
@@ -62,7 +63,19 @@ def _facts(run, columns):
         if value is not None:
             facts[k].append(("stability between runs", f"{value:.2f}, by chance {stability['chance'][k]:.2f}, with "
                              f"class {stability['partner'][k]} of {stability['other']}"))
+    for k, words in _half_set_facts(run):
+        facts[k].append(("stability between halves", words))
     return facts
+
+
+def _half_set_facts(run):
+    """(class, what half_sets.json tells of it in words) of those that it knows."""
+    found = read_half_sets(run.folder, run.n_classes) or {"classes": []}
+    for k, value in enumerate(found["classes"]):
+        if value is not None:
+            shared = f"; {found['share'][k]:.0%} would go to class {found['shares_with'][k]}" \
+                if found["share"][k] >= LEAST_SHARE else ""
+            yield k, f"{value:.2f}, by chance {found['chance']:.2f}{shared}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vitrea.engine.tiles import micrograph_jpeg
 from vitrea.jobs.report_classes import data_uri, rounded
-from vitrea.jobs.report_section import Section
+from vitrea.jobs.report_section import Section, reliability_plot
 from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.pictures import PICTURES, TRAINING_NAME
 from vitrea.picker.recurse import ROUNDS_NAME
@@ -55,14 +55,6 @@ def _rounds(folder):
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     return rows[0], rows[1:]
-
-
-def reliability_plot(bins, title, words):
-    """Share that is true against probability; bins: (mean probability, share that is true, n)."""
-    return {"title": title, "words": f"{words} On the diagonal, probabilities are frequencies.", "kind": "line",
-            "x": [round(mean, 4) for mean, *_ in bins], "xlabel": "probability", "ylabel": "share that is true",
-            "range": [0, 1], "series": [{"name": "found", "y": [round(share, 4) for _, share, _ in bins]},
-                                        {"name": "ideal", "y": [round(mean, 4) for mean, *_ in bins], "dashed": True}]}
 
 
 def comparison_plots(comparison):

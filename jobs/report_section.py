@@ -19,3 +19,11 @@ class Section:
     table: tuple | None = None
     map: list | None = None
     tree: list | None = None
+
+
+def reliability_plot(bins, title, words, happened="share that is true"):
+    """What happened against its probability; bins: (mean probability, mean of what happened, n)."""
+    return {"title": title, "words": f"{words} On the diagonal, probabilities are frequencies.", "kind": "line",
+            "x": [round(mean, 4) for mean, *_ in bins], "xlabel": "probability", "ylabel": happened,
+            "range": [0, 1], "series": [{"name": "found", "y": [round(share, 4) for _, share, _ in bins]},
+                                        {"name": "ideal", "y": [round(mean, 4) for mean, *_ in bins], "dashed": True}]}

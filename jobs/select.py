@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitrea.engine.errors import JobError
-from vitrea.engine.stability import NAME, read_stability
+from vitrea.engine.stability import HALVES_NAME, NAME, read_half_sets, read_stability
 from vitrea.engine.subset import SELECTED, Choice
 
 FOLDER = "selection"   # in the run folder, unless --out says otherwise
@@ -18,8 +18,8 @@ BY_HAND = ("rejected by hand", "kept by hand")
 
 @dataclass(frozen=True)
 class Rules:
-    """What a class must fulfil: its number; its resolution [Å] at most; its particles, its score and its stability
-    between runs at least."""
+    """What a class must fulfil: its number; its resolution [Å] at most; its particles, its score and its stability at
+    least, between runs or, without a second one, between halves of the particles."""
 
     classes: str | None = None
     resolution: float | None = None
@@ -100,9 +100,10 @@ def _tests(run, rules, score):
 
 
 def _stability(run):
-    """float64[K] of stability.json, NaN for classes without; JobError if the run folder has none."""
-    found = read_stability(run.folder, run.n_classes)
+    """float64[K]: stability of the classes between runs, or between halves where no second run was compared; NaN for
+    classes without. JobError if the run folder tells neither."""
+    found = read_stability(run.folder, run.n_classes) or read_half_sets(run.folder, run.n_classes)
     if found is None:
-        raise JobError(f"{run.folder}: --min-stability: found no {NAME}; expected what 'vitrea stability' writes; run "
-                       "it with a second run of the same particles")
+        raise JobError(f"{run.folder}: --min-stability: found neither {NAME} nor {HALVES_NAME}; expected what 'vitrea "
+                       f"stability' writes; run 'vitrea stability {run.folder}'")
     return np.array(found["classes"], dtype=np.float64)

@@ -9,10 +9,9 @@ where an isotonic fit would learn their order by heart, and would give many pick
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 
-CLIPPED = 1e-7            # scores nearer to 0 or 1 are taken for this
-LEAST_SLOPE = 0.05        # keeps the order of picks whatever the labels say
+from vitrea.engine.probabilities import calibration_error, logistic_fit, logit, reliability, sigmoid
+
 SLOPE_PRECISION = 1.0     # of the prior on the slope
 FOLDS = 5                 # of the candidates, where there is one micrograph only
 BINS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -28,7 +27,7 @@ class Calibration:
 
     def apply(self, scores):
         """Probabilities float64[n] of scores float[n] in 0..1; rising with them."""
-        return _sigmoid(self.slope * _logit(scores) + self.offset)
+        return sigmoid(self.slope * logit(scores) + self.offset)
 
 
 def fit(scores, true, source=""):
@@ -38,17 +37,7 @@ def fit(scores, true, source=""):
     if not n_true or not n_false:
         return None
     target = np.where(true, (n_true + 1) / (n_true + 2), 1 / (n_false + 2))
-    logit = _logit(scores)
-
-    def loss(parameters):
-        slope, offset = parameters
-        argument = slope * logit + offset
-        value = np.sum(np.logaddexp(0, argument) - target * argument) + SLOPE_PRECISION / 2 * (slope - 1) ** 2
-        error = _sigmoid(argument) - target
-        return value, np.array([np.sum(error * logit) + SLOPE_PRECISION * (slope - 1), np.sum(error)])
-
-    found = minimize(loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=((LEAST_SLOPE, None), (None, None)))
-    return Calibration(float(found.x[0]), float(found.x[1]), source)
+    return Calibration(*logistic_fit(logit(scores), target, SLOPE_PRECISION), source)
 
 
 def held_out(groups):
@@ -81,17 +70,5 @@ class Reliability:
         """Reliability of probabilities float[n] for what was `true` bool[n]; NaN without candidates."""
         if not len(true):
             return cls(float("nan"), float("nan"), ())
-        place = np.clip(np.digitize(probabilities, BINS) - 1, 0, len(BINS) - 2)
-        bins = tuple((float(probabilities[place == k].mean()), float(true[place == k].mean()), int((place == k).sum()))
-                     for k in np.unique(place))
-        error = sum(abs(mean - frequency) * n for mean, frequency, n in bins) / len(true)
-        return cls(float(np.mean((probabilities - true) ** 2)), error, bins)
-
-
-def _logit(scores):
-    clipped = np.clip(np.asarray(scores, dtype=np.float64), CLIPPED, 1 - CLIPPED)
-    return np.log(clipped) - np.log1p(-clipped)
-
-
-def _sigmoid(argument):
-    return 0.5 * (1.0 + np.tanh(0.5 * argument))
+        bins = tuple(reliability(probabilities, true, BINS))
+        return cls(float(np.mean((probabilities - true) ** 2)), calibration_error(bins), bins)

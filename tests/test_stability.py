@@ -80,4 +80,4 @@ def test_the_command_its_files_the_report_and_a_selection_by_it(tmp_path, capsys
     assert main(["select", str(one.folder), "--min-stability", "0.9"]) == 0
     assert "2 of 3 classes" in capsys.readouterr().out
     assert main(["select", str(two.folder), "--min-stability", "0.9"]) == 2
-    assert "found no stability.json" in capsys.readouterr().err
+    assert "found neither stability.json nor half_sets.json" in capsys.readouterr().err
