@@ -133,6 +133,7 @@ def _trained(training, options, name, session, *, comm):
         progress.tell(state.step, besides=f"loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
         if session.stop.agreed():
             session.trainings.write()
+            session.log.line(f"step {state.step}/{recipe.steps}   in the checkpoint")
             return None
     session.log.line(f"step {state.step}/{recipe.steps}   loss {np.mean(losses[-TOLD_STEPS:]):.4f}")
     return Picker(network, state.parameters, state.statistics, preparation,

@@ -16,6 +16,7 @@ from vitrea.picker.results import candidates_path
 PICTURES, SCORES_NAME, TRAINING_NAME = "pictures", "picks.png", "training.png"
 LONGEST_SIDE = 1024        # px of a micrograph in a picture
 CONTRAST = (0.5, 99.5)     # percentiles that become black and white
+MOST_BINS = 40             # of a histogram
 NEARLY = 0.5               # of the threshold: candidates from there on are shown thin
 TEXT = 16                  # px
 LOW, HIGH, BELOW = np.array((255, 170, 0)), np.array((60, 230, 90)), (230, 60, 60)
@@ -93,9 +94,18 @@ def draw_scores(path, scores, threshold):
     axes[1].plot(range(1, len(picks) + 1), picks, ".", color="tab:green")
     axes[1].set(xlabel="micrograph, in the order of the input", ylabel="picks", ylim=(0, None),
                 title=f"median {np.median(picks) if picks else 0:g} picks a micrograph")
-    axes[2].hist(picks, bins=min(40, max(5, len(picks) // 3)), color="tab:green")
+    axes[2].hist(picks, bins=_whole_bins(picks), color="tab:green")
     axes[2].set(xlabel="picks of a micrograph", ylabel="micrographs")
+    for axis in (axes[0].yaxis, axes[1].xaxis, axes[1].yaxis, axes[2].xaxis, axes[2].yaxis):
+        axis.get_major_locator().set_params(integer=True)   # half a micrograph is none
     _save(path, figure, axes)
+
+
+def _whole_bins(picks):
+    """Edges of at most MOST_BINS bins of one width, a whole number, around the whole numbers that `picks` has."""
+    low, high = min(picks, default=0), max(picks, default=0)
+    width = -(-(high - low + 1) // MOST_BINS)
+    return np.arange(low, high + width + 1, width) - 0.5
 
 
 def draw_comparison(path, comparison):

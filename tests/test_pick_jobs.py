@@ -225,6 +225,17 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits_on_other_ranks(work,
     assert "step 8/8   from the checkpoint" in "\n".join(told.read_text().splitlines()[before:])
 
 
+def test_a_training_that_is_asked_to_stop_says_at_which_step(work, monkeypatch):
+    monkeypatch.setattr(labels, "DECOY_AREA", 20, raising=False)
+    answers = iter([False, False, True])
+    monkeypatch.setattr(pick_train.StopRequest, "agreed", lambda stop: next(answers))
+    write_job(work, "train.yaml", [*TRAIN[:2], "output: stopped", *TRAIN[3:-2], "steps: 8"])
+    main(["run", "train.yaml"])
+    assert "step 3/8   in the checkpoint" in (work / "stopped" / "run.out").read_text()
+    assert (work / "stopped" / "checkpoint.h5").exists()
+    assert not (work / "stopped" / "model.npz").exists()
+
+
 def test_a_checkpoint_of_another_training_is_not_used(tmp_path):
     network, recipe = PRESETS["vitrea"], DEFAULT
 

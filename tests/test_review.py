@@ -4,6 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vitrea.picker import pictures
 from vitrea.picker.calibration import Reliability
 from vitrea.picker.coordinates import Coordinates
 from vitrea.picker.evaluate import Curve
@@ -65,6 +66,20 @@ def test_circles_lie_around_the_picks_of_a_micrograph_that_is_not_square(tmp_pat
         assert not colour[top + y // 3 - 10:top + y // 3 + 10, x // 3 - 10:x // 3 + 10].any()
     assert not colour[top + 180:top + 220, 180:220].any(), "far below the threshold: no circle"
     assert (pixels[top + 195:top + 205, 300:370] == BELOW).all(axis=2).any()
+
+
+def test_charts_count_whole_picks_and_micrographs(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "_save",
+                        lambda _, figure, axes: (figure.draw_without_rendering(), drawn.append(axes)))
+    draw_scores(tmp_path / "a.png", [np.full(n, 0.9) for n in (3, 4, 3, 5)], 0.6)
+    for axis in (drawn[0][1].xaxis, drawn[0][1].yaxis, drawn[0][2].xaxis, drawn[0][2].yaxis):
+        ticks = axis.get_ticklocs()
+        assert (ticks == np.rint(ticks)).all()
+    bars = {bar.get_x() + bar.get_width() / 2: bar.get_height() for bar in drawn[0][2].patches}
+    assert bars == {3: 2, 4: 1, 5: 1}
+    draw_scores(tmp_path / "a.png", [np.full(n, 0.9) for n in (0, 400)], 0.6)
+    assert 20 < len(drawn[1][2].patches) <= 41
 
 
 @pytest.mark.parametrize("empty", [False, True])
