@@ -26,7 +26,7 @@ USER_BLOCK = 512   # bytes, the smallest that HDF5 has
 ROOM_FOR_NAMES = 400   # bytes that an array or attribute takes in the file besides its values, about
 NAME, EARLIER, DAMAGED = "checkpoint.h5", "checkpoint-earlier.h5", "checkpoint-damaged.h5"
 IMAGES_MARKED = 64   # of all stacks together: enough to notice another stack, few enough to cost nothing
-ELSEWHERE = ("input", "output")   # keys that may change when a run folder or a project is moved
+ELSEWHERE = ("input", "output", "follow")   # keys that may change when a run folder or a project is moved
 
 PARTICLE = np.dtype([("row", "i8"), ("class_number", "i4"), ("psi", "f8"), ("shift", "f8", (2,)), ("pmax", "f8"),
                      ("n_significant", "f8"), ("log_likelihood", "f8"), ("scale", "f4")])
@@ -207,12 +207,22 @@ def read_checkpoint(path, expected, space=None):
     space = space or Memory()
     with open(_whole(path), "rb") as handle, h5py.File(handle, "r") as file:
         attributes = dict(file.attrs)
-        for name, value in {"format": FORMAT, **expected}.items():
-            found = attributes.get(name)
-            if found != value:
-                _refuse(path, name, found, value)
+        require(path, attributes, {"format": FORMAT, **expected})
         arrays = {name: _read_array(dataset, space) for name, dataset in file.items()}
     return arrays, attributes
+
+
+def read_attributes(path):
+    """The attributes of a checkpoint; JobError if it is none."""
+    with open(_whole(path), "rb") as handle, h5py.File(handle, "r") as file:
+        return dict(file.attrs)
+
+
+def require(path, attributes, expected):
+    """JobError unless the attributes of the checkpoint at `path` have the values `expected`."""
+    for name, value in expected.items():
+        if (found := attributes.get(name)) != value:
+            _refuse(path, name, found, value)
 
 
 def _read_array(dataset, space):

@@ -277,21 +277,23 @@ class StopRequest:
     """SIGTERM and SIGUSR1 ask a run to leave at the next block; a rank that was asked tells the others.
 
     Use as a context manager; earlier handlers come back at its end. `asked()` is called between blocks, by the main
-    thread.
+    thread. signals: which ask, where Ctrl-C (SIGINT) is one of them too.
     """
 
-    def __init__(self, *, comm):
-        self._comm, self._signal, self._told, self._earlier = comm, None, False, {}
+    def __init__(self, *, comm, signals=STOP_SIGNALS):
+        self._comm, self._signal, self._told, self._earlier, self._signals = comm, None, False, {}, signals
         self._messages = []   # a message whose request is forgotten may lose its buffer before it is sent
 
     def __enter__(self):
-        for number in STOP_SIGNALS:
+        for number in self._signals:
             self._earlier[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(self, *_):
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
+            if self._signal == signal.Signals(number).name and getattr(handler, "__func__", 0) is StopRequest._notice:
+                handler(number, None)   # to the one around this, which may have more to do
 
     def _notice(self, number, _frame):
         self._signal = signal.Signals(number).name

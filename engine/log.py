@@ -23,6 +23,7 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
     stopped     total, iteration, of, stage (none before the first iteration), reason; of a pipeline in_stage, reason
     stage       of a pipeline: stage, number, state ("skip" | "go on" | "begin" | "done"), why, folder, job
     scanned     micrographs, busy (share of the time that each rank was at work); so extracted
+    round       of a job that follows a folder: number, and what `done` has
     done        classes, empty, largest, particles, poses_per_core_second, files; of the picker's jobs: threshold,
                 picks, micrographs, skipped, particles, f1, rounds, best, f, as the job has them
     failed      iteration, phase, rank, ranks, host, message
@@ -226,6 +227,15 @@ def format_done(record: Record) -> str:
     return _COLUMN.join(["done", words] + ([f"{_short_power(speed)} poses/core-s"] if speed else []))
 
 
+def format_round(record: Record) -> str:
+    """`round 3 is done   12,000 particles   50 classes, 3 empty`: what has arrived so far is classified."""
+    parts = [f"round {record.get('number')} is done"]
+    if record.get("classes") is not None:
+        parts += [_count(record.get("particles"), "particle"),
+                  f"{_count(record['classes'], 'class', 'classes')}, {record.get('empty', 0)} empty"]
+    return _COLUMN.join(parts)
+
+
 def format_stopped(record: Record) -> str:
     """`stopped after it 12 of 30   SIGTERM`, of a pipeline `stopped in stage pick   SIGTERM`"""
     if record.get("in_stage"):
@@ -259,7 +269,8 @@ def format_bytes(count: float | None) -> str:
 
 
 _COLUMN = "   "
-_AT_WORK = {"train": "in training", "scan": "in the scan", "extract": "in the extraction"}
+_AT_WORK = {"train": "in training", "scan": "in the scan", "extract": "in the extraction",
+            "wait": "while it waited for new files"}
 _WITHOUT_CLASSES = {"picks": "{:,} picks", "particles": "{:,} particles", "threshold": "threshold {:.3f}",
                     "f1": "F1 {:.3f}", "rounds": "{} rounds", "f": "F {:.3f}", "skipped": "{} skipped"}
 _WORDS: dict[str, Callable[[Record], list[str]]] = {
@@ -270,6 +281,7 @@ _WORDS: dict[str, Callable[[Record], list[str]]] = {
     "resumed": lambda record: [f"resumed {_place(record)}"],
     "stopped": lambda record: [format_stopped(record)],
     "done": lambda record: [format_done(record)],
+    "round": lambda record: [format_round(record)],
     "failed": lambda record: [format_failed(record)],
 }
 

@@ -90,7 +90,7 @@ def _data_columns(table, rows, results):
         "rlnLogLikeliContribution": results.log_likelihood,
         "rlnMaxValueProbDistribution": results.pmax,
         "rlnNrOfSignificantSamples": results.n_significant}
-    return {**_carried(table, rows), **found}
+    return {**carried(table, rows), **found}
 
 
 def write_skipped_star(path, table, rows, reasons):
@@ -99,7 +99,7 @@ def write_skipped_star(path, table, rows, reasons):
     if len(reasons) != len(rows):
         raise ValueError(f"{len(rows)} rows but {len(reasons)} reasons")
     found = {"rlnOpticsGroup": _group_numbers(table, rows), "vitreaSkipReason": np.array(list(reasons), dtype=str)}
-    write_star(path, {"optics": optics_columns(table), "particles": {**_carried(table, rows), **found}})
+    write_star(path, {"optics": optics_columns(table), "particles": {**carried(table, rows), **found}})
 
 
 def write_model_star(path, model):
@@ -157,7 +157,7 @@ def _group_numbers(table, rows):
     return np.array([group.number for group in table.optics])[table.optics_index[rows]]
 
 
-def _carried(table, rows):
+def carried(table, rows):
     """Columns as they were read, for these rows, without what belongs to data_optics or is counted in pixels."""
     dropped = (*OLD_ORIGINS, *PER_ROW_OPTICS) if table.star_version == "3.0" else OLD_ORIGINS
     columns = {label: column[rows] for label, column in table.columns.items()
@@ -175,11 +175,14 @@ def _image_names(table, rows):
 
 
 def _name_from_here(name, stack):
-    """A name that leads to the absolute path `stack` from the working directory."""
+    """A name that leads to the absolute path `stack` from the working directory; `name` if it does."""
+    return name if Path(os.path.normpath(Path.cwd() / name)) == stack else from_here(stack)
+
+
+def from_here(path):
+    """The name of an absolute path as seen from the working directory, absolute if it lies outside of it."""
     here = Path.cwd()
-    if Path(os.path.normpath(here / name)) == stack:
-        return name
-    return str(stack.relative_to(here)) if stack.is_relative_to(here) else str(stack)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 # ---- the model

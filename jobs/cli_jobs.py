@@ -29,8 +29,10 @@ def add(commands: argparse._SubParsersAction) -> None:
                   "mpiexec -n 8 vitrea run job.yaml --set output=runs/second")
     run.add_argument("job", type=Path, metavar="JOB.yaml", help="the job file")
     run.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=_SET_HELP)
-
     run.add_argument("--stage", metavar="NAME", help=_STAGE_HELP)
+    run.add_argument("--follow", metavar="DIR", help="take in what a microscope delivers into this folder while the "
+                     "job runs, until a file STOP is in it (classify2d, pick)")
+    run.add_argument("--follow-for", metavar="MINUTES", help="end when nothing new has come for so long")
 
     resume = command(commands, "resume", _resume, "go on with a run that was stopped, on any number of ranks",
                      "mpiexec -n 4 vitrea resume runs/first --set threads=2")
@@ -64,7 +66,9 @@ def _run(arguments: argparse.Namespace) -> int:
     one_blas_thread()
     from vitrea.jobs.run import run
 
-    return run(arguments.job, arguments.set, arguments.stage)
+    asked = [f"{key}={value}" for key, value in (("follow", arguments.follow), ("follow_minutes", arguments.follow_for))
+             if value is not None]
+    return run(arguments.job, [*arguments.set, *asked], arguments.stage)
 
 
 def _resume(arguments: argparse.Namespace) -> int:

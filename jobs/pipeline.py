@@ -130,6 +130,9 @@ def _read_stage(path: Path, node: yaml.Node) -> _ReadStage:
     if "output" in entries:
         raise JobError(f"{entries['output'].where}: stage {given.text} has an output; expected none, for the pipeline "
                        f"gives it the folder {given.text} in its own; remove the line")
+    if "follow" in entries:
+        raise JobError(f"{entries['follow'].where}: stage {given.text} follows a folder; expected stages whose input "
+                       "is there when they begin; run it as a job of its own, and remove the line")
     ranks = jobfile.value_of(RANKS, entries.pop("ranks")) if "ranks" in entries else None
     return _ReadStage(given.text, job_type, ranks, entries, where)
 

@@ -115,6 +115,11 @@ def check_job(path: Path, job: Job, ranks: int) -> list[str]:
     """What a job will need, for `vitrea check`; JobError for what is wrong with it."""
     from vitrea.engine.particles import read_particles
 
+    if getattr(job.options, "follow", None) is not None:
+        from vitrea.jobs import follow
+
+        require_free(job.options.output)
+        return [f"{path}   {job.type.name}   into {job.options.output}", *follow.check(job)]
     if job.type.checker:
         found = job.type.load_checker()(job.options)
         require_free(job.options.output)
@@ -185,7 +190,8 @@ def _kind_of_folder(folder: Path) -> str | None:
 def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | None:
     path = folder / JOB_NAME
     records = read_records(folder / RECORDS_NAME)
-    if records and records[-1]["kind"] == "done" and not overrides:
+    following = getattr(read_job(path).options, "follow", None)   # the folder may have more by now
+    if records and records[-1]["kind"] == "done" and not overrides and following is None:
         print(f"{folder}: this run is done; nothing is left to resume")
         return None
     _require_resumable(path, overrides)
@@ -252,13 +258,21 @@ def _require_input(path: Path, job: Job) -> None:
 
 def _carry_out(job: Job, from_checkpoint: bool, comm) -> int:
     with watching(job.options.output, comm):
-        ended = job.type.load_runner()(job.options, resume=from_checkpoint, comm=comm)
+        ended = _ended(job, from_checkpoint, comm)
     if comm.rank == 0:
         report = reported(job.options.output) if ended == "done" else []
         with suppress(BrokenPipeError):   # `vitrea run … | head` has left; the run is done all the same
             for line in report + _ending_lines(job.options.output, ended):
                 print(line, flush=True)
     return 0
+
+
+def _ended(job: Job, from_checkpoint: bool, comm) -> str:
+    if getattr(job.options, "follow", None) is None:
+        return job.type.load_runner()(job.options, resume=from_checkpoint, comm=comm)
+    from vitrea.jobs.follow import follow
+
+    return follow(job, reported, comm=comm)
 
 
 def reported(folder: Path) -> list[str]:
