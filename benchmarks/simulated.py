@@ -29,7 +29,7 @@ from vitrea.picker.network import PRESETS
 from vitrea.picker.options import PickOptions
 from vitrea.picker.peaks import local_maxima, suppress
 from vitrea.picker.results import candidates_path, coordinates_path
-from vitrea.picker.simulate import MicrographSimulation, simulate_micrographs
+from vitrea.picker.simulate import MicrographSimulation, number_of, scene_of, simulate_micrographs
 
 SIDE, PIXEL_SIZE, DIAMETER, PARTICLES = 704, 5.75, 230.0, 65.0
 TRAINED, TESTED, NOISES = 8, 6, 3
@@ -58,14 +58,14 @@ def _one(given, snr, seed):
     """The record of one SNR and seed, kept and, with --json, printed."""
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
         folder = Path(temporary) / "simulated"
-        simulate_micrographs(MicrographSimulation(
-            n=TRAINED + TESTED, pixel_size=PIXEL_SIZE, diameter=DIAMETER, particles=PARTICLES, snr=snr,
-            size=(SIDE, SIDE), seed=seed), folder, progress=lambda done, n: None)
+        simulation = MicrographSimulation(n=TRAINED + TESTED, pixel_size=PIXEL_SIZE, diameter=DIAMETER,
+                                          particles=PARTICLES, snr=snr, size=(SIDE, SIDE), seed=seed)
+        simulate_micrographs(simulation, folder, progress=lambda done, n: None)
         stems = sorted(path.stem for path in (folder / "coordinates").glob("*.star"))
         split, how = (stems[:TRAINED], stems[TRAINED:]), (given.network, seed, given.steps)
         found = score_split(folder, split, SPECIMEN, how, world())
         record = {"benchmark": "simulated", "network": given.network, "snr": snr, "seed": seed, "steps": given.steps,
-                  **found, "recall_at_f2": _recall_at_f2(folder, split), "blob_f1": _blobs(folder, split),
+                  **found, **_at_f2(folder, split, simulation), "blob_f1": _blobs(folder, split),
                   "noise_picks": _on_noise(folder, seed), **surroundings()}
     keep(given.records, record)
     if given.json:
@@ -73,12 +73,21 @@ def _one(given, snr, seed):
     return record
 
 
-def _recall_at_f2(folder, split):
-    """Recall on the micrographs tested at the threshold of the largest F2 on those trained on."""
+def _at_f2(folder, split, simulation):
+    """On the micrographs tested, at the threshold of the largest F2 on those trained on: recall, and the share of all
+    picks that lie on carbon or contamination."""
     tested = [_candidates(folder, stem) for stem in split[1]]
     pick_and_score(folder, split[0], SPECIMEN, folder / "training" / "model.npz", world())
     threshold, _ = best_threshold(curve([_candidates(folder, stem) for stem in split[0]], SPECIMEN.radius), 2.0)
-    return curve(tested, SPECIMEN.radius).counts(threshold).recall
+    junk = [on_junk(scene_of(simulation, number_of(stem)), places[scores >= threshold])
+            for stem, (places, scores, *_) in zip(split[1], tested)]
+    return {"recall_at_f2": curve(tested, SPECIMEN.radius).counts(threshold).recall,
+            "junk_share_at_f2": float(np.concatenate(junk).mean()) if sum(map(len, junk)) else 0.0}
+
+
+def on_junk(scene, places):
+    """bool[n]: which places float[n, 2] (y, x) lie on a Scene's carbon or contamination."""
+    return np.maximum(scene.carbon_depth(*places.T), scene.contamination_depth(*places.T)) > 0
 
 
 def _candidates(folder, stem):
@@ -119,12 +128,15 @@ def _on_noise(folder, seed):
 
 
 def table(records):
-    """By SNR, medians of the seeds: F1, that of blobs, recall at the threshold of F2; the most picks on noise."""
-    lines = ["| SNR | F1 | blobs' F1 | recall at F2 | picks on noise, most | CPU of training |", "|---" * 6 + "|"]
+    """By SNR, medians of the seeds: F1, that of blobs, recall and share of picks on junk at the threshold of F2; the
+    most picks on noise."""
+    lines = ["| SNR | F1 | blobs' F1 | recall at F2 | picks on junk at F2 | picks on noise, most | CPU of training |",
+             "|---" * 7 + "|"]
     for snr in dict.fromkeys(record["snr"] for record in records):
         of = [record for record in records if record["snr"] == snr]
         medians = [statistics.median(record[key] for record in of) for key in ("f1", "blob_f1", "recall_at_f2")]
         lines.append(f"| {snr:g} | " + " | ".join(f"{median:.3f}" for median in medians)
+                     + f" | {100 * statistics.median(record['junk_share_at_f2'] for record in of):.1f} %"
                      + f" | {max(max(record['noise_picks']) for record in of)}"
                      + f" | {statistics.median(record['train_cpu_seconds'] for record in of):.0f} s |")
     return "\n".join(lines)

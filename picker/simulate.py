@@ -139,10 +139,8 @@ def make_micrograph(simulation, views, number):
 
     views float32[V, L, L] in units of the shot noise, at simulation.particle_simulation()'s box.
     """
-    sim, random = simulation, _stream(simulation.seed, number)
-    shape = sim.size[1], sim.size[0]
-    optics = _draw_optics(random, sim)
-    scene = draw_scene(random, shape, sim.diameter / sim.pixel_size, sim)
+    sim, shape = simulation, (simulation.size[1], simulation.size[0])
+    random, optics, scene = _drawn(sim, number)
     margin = views.shape[-1]
     canvas = tuple(scipy.fft.next_fast_len(n + 2 * margin, real=True) for n in shape)
     y, x = np.arange(canvas[0])[:, None] - margin, np.arange(canvas[1]) - margin
@@ -160,6 +158,18 @@ def make_micrograph(simulation, views, number):
     hot = random.random(round(HOT * image.size) * 2).reshape(2, -1)
     image[tuple((hot * np.array(shape)[:, None]).astype(int))] *= 10
     return image, scene, optics
+
+
+def scene_of(simulation, number):
+    """The Scene of micrograph `number` (from 0), as `make_micrograph` has it, without the image."""
+    return _drawn(simulation, number)[2]
+
+
+def _drawn(sim, number):
+    """(random generator of the image, Optics, Scene) of a micrograph."""
+    random = _stream(sim.seed, number)
+    optics = _draw_optics(random, sim)
+    return random, optics, draw_scene(random, (sim.size[1], sim.size[0]), sim.diameter / sim.pixel_size, sim)
 
 
 # ---- what is seen through the microscope
@@ -255,6 +265,11 @@ def _write_one(sim, views, out, number):
 
 def _stem(number):
     return f"mic_{number + 1:04d}"
+
+
+def number_of(stem):
+    """The number (from 0) of a micrograph by its file's name without suffix."""
+    return int(stem.rpartition("_")[2]) - 1
 
 
 def _write_star(sim, out, optics):

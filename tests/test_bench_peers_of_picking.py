@@ -112,4 +112,5 @@ def test_simulated_micrographs_blobs_and_noise(tmp_path, monkeypatch, capsys):
     assert min(record["f1"], record["recall_at_f2"]) > 0.5
     assert 0.3 < record["blob_f1"] <= 1
     assert len(record["noise_picks"]) == 1
+    assert 0 <= record["junk_share_at_f2"] < 0.5
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"| 1 | {record['f1']:.3f} | {record['blob_f1']:.3f} |")

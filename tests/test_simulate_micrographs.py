@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from vitrea.benchmarks.simulated import on_junk
 from vitrea.engine.particles import read_particles
 from vitrea.engine.star import read_star
 from vitrea.jobs import cli
@@ -13,7 +14,7 @@ from vitrea.kernels.ctf import ctf
 from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.micrographs import list_micrographs, read_micrograph
 from vitrea.picker.scene import AGGREGATED, CLEAN, CUT, OVERLAPPING, draw_scene
-from vitrea.picker.simulate import MicrographSimulation, _views, make_micrograph
+from vitrea.picker.simulate import MicrographSimulation, _stem, _views, make_micrograph, number_of, scene_of
 
 PIXEL, DIAMETER = 5.0, 120.0   # 24 px
 NOTHING_ELSE = {"overlapping": 0, "aggregates": 0, "contamination": 0, "carbon": 0, "ice_gradient": 0}
@@ -99,6 +100,20 @@ def test_scenes_keep_clean_particles_apart_from_everything():
         assert 0.005 < covered.mean() < 0.4
     assert kinds[CLEAN] > 200
     assert min(kinds[OVERLAPPING], kinds[AGGREGATED], kinds[CUT]) > 40
+
+
+def test_a_scene_is_told_without_its_image_and_says_what_lies_on_junk():
+    sim = simulation(carbon=1.0, contamination=6.0, seed=4)
+    _, scene, _ = make_micrograph(sim, _views(sim), 1)
+    again = scene_of(sim, number_of(_stem(1)))
+    np.testing.assert_array_equal(again.centres, scene.centres)
+    assert again.carbon == scene.carbon
+    blob = scene.contamination[0, :2]
+    clean = scene.centres[scene.kind == CLEAN]
+    assert not on_junk(again, clean).any()
+    angle, offset = scene.carbon
+    beyond = (offset + 3) * np.array([np.sin(angle), np.cos(angle)])
+    assert on_junk(again, np.array([blob, beyond, clean[0]])).tolist() == [True, True, False]
 
 
 def test_carbon_and_contamination_are_darker_and_ice_is_uneven():
