@@ -11,10 +11,11 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.finished import DATA_NAME, read_finished
 from vitrea.engine.star import read_star, write_star
 from vitrea.engine.starversions import as_3_0, read_tables
-from vitrea.picker.coordinates import SUFFIXES, read_coordinates, write_coordinates
+from vitrea.picker.coordinates import EMAN_SUFFIXES, SUFFIXES, read_coordinates, write_coordinates
 
 STAR_FORMATS = ("3.1", "3.0")   # RELION 4 and 5 read 3.1
 NEEDS_BOX = (".box", ".cbox")
+WRITTEN = (".star", ".csv", ".json", *NEEDS_BOX)
 
 
 def convert(sources, target, *, star="3.1", box=None, invert_y=False):
@@ -25,7 +26,7 @@ def convert(sources, target, *, star="3.1", box=None, invert_y=False):
     sources, target = [Path(source) for source in sources], Path(target)
     if target.exists():
         raise JobError(f"{target}: this file is there already; expected a new one; choose another name or remove it")
-    if target.suffix in SUFFIXES and _are_coordinates(sources[0]):
+    if target.suffix in WRITTEN and _are_coordinates(sources[0]):
         return [_coordinates(sources, target, box, invert_y)]
     if target.suffix == ".cs":
         return _to_cs(sources, target, invert_y)
@@ -66,7 +67,7 @@ def _tables(sources, invert_y):
 def _are_coordinates(path):
     """Whether a file holds the coordinates of one micrograph rather than particle images."""
     if path.suffix != ".star" or not path.exists():
-        return path.suffix in SUFFIXES and path.suffix != ".star"
+        return path.suffix in SUFFIXES[1:] + EMAN_SUFFIXES
     blocks = read_star(path)
     return not any("rlnImageName" in columns for columns in blocks.values())
 

@@ -1,4 +1,5 @@
-"""Coordinate files: RELION STAR, EMAN .box, crYOLO .cbox and CSV, read into centres and written from them.
+"""Coordinate files: RELION STAR, EMAN .box, .json and .hdf, crYOLO .cbox and CSV, read into centres and written from
+them (but .hdf, which holds images).
 
 A centre is (x, y) in pixels of the micrograph, counted from 0 at the middle of the first pixel that is stored, x along
 a row, y from row to row: RELION's and EMAN's convention for MRC files, whatever a viewer shows. `.box` holds corners:
@@ -14,9 +15,12 @@ import numpy as np
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
 from vitrea.engine.star import read_star, write_star
+from vitrea.picker.eman import read_info, read_stack_places, write_info
 
 SUFFIXES = (".star", ".box", ".cbox", ".csv", ".tsv")
+EMAN_SUFFIXES = (".json", ".hdf")   # found in folders only by EMAN2's names: other programs use them for other things
 STEM_ENDINGS = ("", "_autopick", "_manualpick", "_pick")   # what RELION adds to a micrograph's name
+EMAN_ENDINGS = ("_info.json", "_ptcls.hdf")
 X_NAMES, Y_NAMES = ("x", "x_coord", "X", "rlnCoordinateX"), ("y", "y_coord", "Y", "rlnCoordinateY")
 SCORE_NAMES, RADIUS_NAMES = ("score", "rlnAutopickFigureOfMerit"), ("radius",)
 CBOX = ("CoordinateX", "CoordinateY", "Width", "Height", "Confidence")   # of block `cryolo`, version 1.0
@@ -43,13 +47,15 @@ class Coordinates:
 
 
 def read_coordinates(path, *, upwards=None):
-    """Coordinates of one micrograph from a .star, .box, .cbox, .csv or .tsv file; upwards is the height [px] of a
+    """Coordinates of one micrograph from a file with one of SUFFIXES or EMAN_SUFFIXES; upwards is the height [px] of a
     micrograph whose y is counted from the last row up. JobError with the row for what is not a number, or no
     coordinates."""
     path = Path(path)
-    readers = {".star": _read_star, ".box": _read_box, ".cbox": _read_cbox, ".csv": _read_table, ".tsv": _read_table}
+    readers = {".star": _read_star, ".box": _read_box, ".cbox": _read_cbox, ".csv": _read_table, ".tsv": _read_table,
+               ".json": read_info, ".hdf": read_stack_places}
     if path.suffix not in readers:
-        raise JobError(f"{path}: coordinates end in '{path.suffix}'; expected one of {', '.join(SUFFIXES)}; "
+        raise JobError(f"{path}: coordinates end in '{path.suffix}'; expected one of "
+                       f"{', '.join(SUFFIXES + EMAN_SUFFIXES)}; "
                        "convert them")
     found = _coordinates(readers[path.suffix](path))
     return found if upwards is None else replace(found, y=upwards - 1 - found.y)
@@ -62,12 +68,9 @@ def coordinates_of_table(path, columns):
 
 def find_coordinates(folder, stem):
     """The coordinate file of a micrograph called `stem` in a folder, or None."""
-    for ending in STEM_ENDINGS:
-        for suffix in SUFFIXES:
-            path = Path(folder) / f"{stem}{ending}{suffix}"
-            if path.exists():
-                return path
-    return None
+    names = [ending + suffix for ending in STEM_ENDINGS for suffix in SUFFIXES]
+    paths = (Path(folder) / f"{stem}{name}" for name in (*names, *EMAN_ENDINGS))
+    return next((path for path in paths if path.exists()), None)
 
 
 def write_coordinates(path, x, y, score, *, box=None, besides=None):
@@ -83,6 +86,8 @@ def write_coordinates(path, x, y, score, *, box=None, besides=None):
                                "rlnAnglePsi": nothing.astype(float), "rlnAutopickFigureOfMerit": score}})
     elif path.suffix == ".cbox":
         _write_cbox(path, x, y, score, box)
+    elif path.suffix == ".json":
+        write_info(path, x, y, score)
     elif path.suffix in (".box", ".csv"):
         with written_beside(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
             file.writelines(_box_lines(x, y, box) if path.suffix == ".box" else _csv_lines(x, y, score, besides or {}))

@@ -1,4 +1,5 @@
 """Coordinate files: centres survive every format, on micrographs that are not square, and mistakes are told."""
+import h5py
 import numpy as np
 import pytest
 
@@ -14,7 +15,8 @@ def centres():
     return random.random(30) * WIDTH, random.random(30) * HEIGHT, random.random(30)
 
 
-@pytest.mark.parametrize(("suffix", "error"), [(".star", 1e-5), (".csv", 0.006), (".box", 0.5), (".cbox", 1e-4)])
+@pytest.mark.parametrize(("suffix", "error"), [(".star", 1e-5), (".csv", 0.006), (".box", 0.5), (".cbox", 1e-4),
+                                               (".json", 0.006)])
 @pytest.mark.parametrize("box", [64, 65])
 def test_centres_survive_every_format(tmp_path, centres, suffix, error, box):
     x, y, score = centres
@@ -59,7 +61,7 @@ def test_boxes_of_cryolo_hold_lower_corners_with_fractions(tmp_path):
         read_coordinates(tmp_path / "old.cbox")
 
 
-@pytest.mark.parametrize("suffix", [".star", ".box", ".csv", ".cbox"])
+@pytest.mark.parametrize("suffix", [".star", ".box", ".csv", ".cbox", ".json"])
 def test_no_centres_make_a_file_that_reads_as_none(tmp_path, suffix):
     empty = np.zeros(0)
     write_coordinates(tmp_path / f"m{suffix}", empty, empty, empty, box=10)
@@ -88,6 +90,9 @@ def test_tables_of_other_programs_and_names(tmp_path):
      ("m.csv", "x,y\n1,2\n3\n", "m.csv:3: found 1 values; expected 2"), ("m.csv", "x,y\n1,two\n", "y holds 'two'"),
      ("m.csv", "x,y\n1,2\n1,nan\n", "row 2: y is nan"), ("m.txt", "1 2", "coordinates end in '.txt'"),
      ("m.cbox", "data_\n\nloop_\n_rlnImageName #1\n1@a\n", "found no _CoordinateX"),
+     ("m.json", "{", "found no JSON"), ("m.json", "[1]", "found no list called boxes"),
+     ("m.json", '{"boxes": [[1, 2, "manual"], [1, "two"]]}', "box 2 is"),
+     ("m.json", '{"boxes": [[1, NaN]]}', r"box 1 is at \(1, nan\)"), ("m.hdf", "no hdf", "found no images of EMAN2"),
      ("m.box", None, "could not be read")],
 )
 def test_mistakes_are_told_with_their_row(tmp_path, name, text, words):
@@ -95,3 +100,39 @@ def test_mistakes_are_told_with_their_row(tmp_path, name, text, words):
         (tmp_path / name).write_text(text)
     with pytest.raises(JobError, match=words):
         read_coordinates(tmp_path / name)
+
+
+def eman_stack(path, places, sources):
+    """A particle stack as EMAN2 writes it, without its images: what stands in its headers."""
+    with h5py.File(path, "w") as file:
+        for number, (place, source) in enumerate(zip(places, sources)):
+            image = file.create_group(f"MDF/images/{number}")
+            image.attrs["EMAN.ptcl_source_coord"] = np.array(place, np.float32)
+            image.attrs["EMAN.ptcl_source_image"] = source
+
+
+def test_particle_stacks_of_eman_tell_their_places_in_the_order_of_their_numbers(tmp_path):
+    places = [(600.0 - i, 3.0 + i) for i in range(12)]   # image 10 stands between 1 and 2 in the file
+    eman_stack(tmp_path / "mic_ptcls.hdf", places, ["mic.mrc"] * 12)
+    assert find_coordinates(tmp_path, "mic").name == "mic_ptcls.hdf"
+    found = read_coordinates(tmp_path / "mic_ptcls.hdf")
+    assert list(zip(found.x, found.y)) == places
+    assert np.isnan(found.score).all()
+
+
+def test_stacks_of_several_micrographs_or_without_places_are_told(tmp_path):
+    eman_stack(tmp_path / "two.hdf", [(1, 2), (3, 4)], ["a.mrc", "b.mrc"])
+    with pytest.raises(JobError, match="particles of 2 micrographs"):
+        read_coordinates(tmp_path / "two.hdf")
+    eman_stack(tmp_path / "none.hdf", [(1, 2)], ["a.mrc"])
+    with h5py.File(tmp_path / "none.hdf", "a") as file:
+        del file["MDF/images/0"].attrs["EMAN.ptcl_source_coord"]
+    with pytest.raises(JobError, match=r"image 0 has no EMAN\.ptcl_source_coord"):
+        read_coordinates(tmp_path / "none.hdf")
+
+
+def test_boxes_that_a_person_sets_in_eman_have_no_score(tmp_path):
+    (tmp_path / "mic_info.json").write_text('{"boxes": [[10.5, 20, "manual"], [5, 6, "auto", 0.25]], "apix": 1.2}')
+    found = read_coordinates(find_coordinates(tmp_path, "mic"))
+    assert found.places.tolist() == [[20, 10.5], [6, 5]]
+    np.testing.assert_array_equal(found.score, [np.nan, 0.25])
