@@ -1,11 +1,12 @@
 """Training that is steered by its own freezing (engine/steering.py): the picker's `optimiser: freeze_aware`.
 
 While it is hot, REPLICAS networks descend from one state, each with its share of a step's batch and so with noise of
-its own; a step costs what a step of `train` costs. A probe cools them by full batches of tiles that are drawn once, and
-takes the barrier along the straight line between them; the maps are normalised by the tiles themselves, so that the
-line needs no statistics. With a barrier the better one goes on, without one their mean, which is no worse where the
-line has no rise. Parts are dealt to the ranks and their sums are exact (kernels/exact.py): the same bits on any number
-of ranks, and after a break, since the whole course is in the State.
+its own; a step costs what a step of `train` costs. Where the ranks divide the replicas, each descends on a rank of its
+own, without a message for ROUND steps; on more ranks, and after HOT, the parts of each batch are dealt out. A probe
+cools them by full batches of tiles that are drawn once, and takes the barrier along the straight line between them; the
+maps are normalised by the tiles themselves, so that the line needs no statistics. With a barrier the better one goes
+on, without one their mean, which is no worse where the line has no rise. Sums over parts are exact (kernels/exact.py):
+the same bits on any number of ranks, and after a break, since the whole course is in the State.
 """
 from dataclasses import astuple, dataclass, field, replace
 from math import ceil
@@ -13,14 +14,14 @@ from math import ceil
 import numpy as np
 
 from vitrea.engine.anneal import allowed_barrier, separation_ratio
-from vitrea.engine.comm import largest_over_ranks, sum_over_ranks
+from vitrea.engine.comm import alone, largest_over_ranks, sum_over_ranks
 from vitrea.engine.steering import Budget, Steering
 from vitrea.kernels.exact import quantum, to_quanta
 from vitrea.picker.labels import Sampler
 from vitrea.picker.network import FORGETTING, forward, initial_statistics
 from vitrea.picker.training import LOSSES, PART, State, loss_weights, mean_of_parts, of_part, start
 
-REPLICAS = 2
+REPLICAS, ROUND = 2, 8
 PROBES = ((4, 6), (2, 3))   # parts of tiles, steps of cooling: the first that is PROBE_SHARE at most, or the last
 PROBE_SHARE = 0.035         # of the budget: four probes are within what engine/steering.py allows
 LINE_POINTS = 7                    # of the straight line, ends included
@@ -66,6 +67,26 @@ class Course:
     average: dict = field(default_factory=dict)
     averaged: int = 0
     probes: tuple[Probe, ...] = ()
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A replica on its way: parameters, statistics, its fluctuation as in Course, and the sum of its losses."""
+
+    parameters: dict
+    statistics: dict
+    within: tuple[dict, dict]
+    seen: int
+    loss: float = 0.0
+
+    def noted(self):
+        """With the parameters taken into the fluctuation (Welford 1962)."""
+        mean, squares, seen = *self.within, self.seen + 1
+        away = {name: values.astype(np.float64) - mean.get(name, 0.0) for name, values in self.parameters.items()}
+        mean = {name: mean.get(name, 0.0) + away[name] / seen for name in away}
+        squares = {name: squares.get(name, 0.0) + away[name] * (values - mean[name])
+                   for name, values in self.parameters.items()}
+        return replace(self, within=(mean, squares), seen=seen)
 
 
 def train_freeze_aware(micrographs, network, diameter, recipe, *, seed, comm, begun=None):
@@ -139,40 +160,59 @@ class _Trainer:
             return self._ended(course)
         if course.steering.probes(self.budget, course.step):
             return self._probed(course)
-        return self._stepped(course)
+        return self._advanced(course)
 
     # ---- steps
 
-    def _stepped(self, course):
-        if not course.steering.hot(course.step) and len(course.replicas) > 1:   # HOT has ended
+    def _advanced(self, course):
+        """The course after a round of HOT, or a step after it."""
+        if course.steering.hot(course.step):
+            return self._round(course)
+        if len(course.replicas) > 1:   # HOT has ended
             common = _mean(course.replicas) if course.steering.frozen >= 0 else course.replicas[0]
             course = replace(course, replicas=(common,))
-        rate, n = self._recipe.rate * course.steering.rate(self.budget, course.step), len(course.replicas)
-        found = [self._gradient(self._sampler, parameters, course.step, range(number, self._parts, n))
-                 for number, parameters in enumerate(course.replicas)]
-        replicas = tuple(_descended(parameters, gradient, rate)
-                         for parameters, (gradient, _, _) in zip(course.replicas, found))
-        statistics = {name: (1 - FORGETTING) * course.statistics[name] + FORGETTING * values if course.step else values
-                      for name, values in found[0][1].items()}
-        return self._noted(replace(course, replicas=replicas, statistics=statistics, step=course.step + 1,
-                                   loss=float(np.mean([loss for _, _, loss in found]))))
+        leg = self._leg(course, 0, course.step + 1, self._comm)
+        return self._averaged(replace(course, replicas=(leg.parameters,), statistics=leg.statistics,
+                                      step=course.step + 1, loss=leg.loss))
 
-    def _noted(self, course):
-        """Take the new state into the fluctuation of a horizon, or into the mean of the last states."""
-        parameters, step = course.replicas[0], course.step
-        if course.steering.hot(step) and step - course.steering.since > self.budget.interval // 2:
-            mean, squares, seen = *course.within, course.seen + 1
-            away = {name: values - mean.get(name, 0.0) for name, values in parameters.items()}
-            mean = {name: mean.get(name, 0.0) + away[name] / seen for name in parameters}
-            squares = {name: squares.get(name, 0.0) + away[name] * (values - mean[name])   # Welford 1962
-                       for name, values in parameters.items()}
-            return replace(course, within=(mean, squares), seen=seen)
-        if course.steering.averages(self.budget, step):
-            n = course.averaged + 1
-            average = {name: course.average.get(name, 0.0) * (n - 1) / n + values.astype(np.float64) / n
-                       for name, values in parameters.items()}
-            return replace(course, average=average, averaged=n)
-        return course
+    def _round(self, course):
+        """The replicas, each a way of its own, up to the next probe or the end of HOT, ROUND steps at most."""
+        n, size, end = len(course.replicas), self._comm.size, course.step + 1
+        while (end < min(course.step + ROUND, course.steering.leave, self._last)
+               and not course.steering.probes(self.budget, end)):
+            end += 1
+        apart = n % size == 0
+        legs = [self._leg(course, number, end, alone() if apart else self._comm)
+                if not apart or number % size == self._comm.rank else None for number in range(n)]
+        if apart and size > 1:
+            legs = [_told_to_all(leg, course, number % size, self._comm) for number, leg in enumerate(legs)]
+        return replace(course, replicas=tuple(leg.parameters for leg in legs), statistics=legs[0].statistics, step=end,
+                       loss=float(np.mean([leg.loss for leg in legs])) / (end - course.step), within=legs[0].within,
+                       seen=legs[0].seen)
+
+    def _leg(self, course, number, end, comm):
+        """The Leg of one replica up to a step."""
+        leg = Leg(course.replicas[number], course.statistics, course.within, course.seen)
+        for step in range(course.step, end):
+            rate = self._recipe.rate * course.steering.rate(self.budget, step)
+            parts = range(number, self._parts, len(course.replicas))
+            gradient, found, loss = self._gradient(self._sampler, leg.parameters, step, parts, comm)
+            parameters = _descended(leg.parameters, gradient, rate)
+            statistics = {name: (1 - FORGETTING) * leg.statistics[name] + FORGETTING * values if step else values
+                          for name, values in found.items()}
+            leg = replace(leg, parameters=parameters, statistics=statistics, loss=leg.loss + loss)
+            if course.steering.hot(step + 1) and step + 1 - course.steering.since > self.budget.interval // 2:
+                leg = leg.noted()
+        return leg
+
+    def _averaged(self, course):
+        """Take the new state into the mean of the last states."""
+        if not course.steering.averages(self.budget, course.step):
+            return course
+        n = course.averaged + 1
+        average = {name: course.average.get(name, 0.0) * (n - 1) / n + values.astype(np.float64) / n
+                   for name, values in course.replicas[0].items()}
+        return replace(course, average=average, averaged=n)
 
     def _ended(self, course):
         """The mean of the last states, with statistics of its own."""
@@ -201,7 +241,7 @@ class _Trainer:
 
     def _cooled(self, parameters):
         for _ in range(self._cooling):
-            gradient, _, _ = self._gradient(self._sampler, parameters, PROBE_DRAW, range(self._tiles))
+            gradient, _, _ = self._gradient(self._sampler, parameters, PROBE_DRAW, range(self._tiles), self._comm)
             parameters = _descended(parameters, gradient, self._recipe.rate)
         return parameters
 
@@ -213,9 +253,8 @@ class _Trainer:
 
     # ---- sums over parts, dealt to the ranks
 
-    def _gradient(self, sampler, parameters, draw, parts):
-        """(gradient, statistics, loss) of parts of a draw. Collective."""
-        comm = self._comm
+    def _gradient(self, sampler, parameters, draw, parts, comm):
+        """(gradient, statistics, loss) of parts of a draw, dealt to the ranks of `comm`. Collective."""
         found = [of_part(self._network, parameters, sampler, self._recipe, self._weights, draw, part)
                  for part in parts[comm.rank::comm.size]]
         return mean_of_parts(self._network, found, len(parts), comm)
@@ -235,6 +274,27 @@ class _Trainer:
         total = sum_over_ranks(to_quanta(terms, unit).sum(axis=0), comm=self._comm) / parts
         pieces = np.split(total, np.cumsum([len(networks), *(int(np.prod(each)) for each in shapes.values())])[:-1])
         return pieces[0], {name: piece.reshape(shape) for (name, shape), piece in zip(shapes.items(), pieces[1:])}
+
+
+def _told_to_all(leg, course, owner, comm):
+    """A Leg that one rank has, on all of them: its numbers are added to the others' zeros. Collective."""
+    parameters, own = course.replicas[0], comm.rank == owner
+    seen = int(sum_over_ranks(np.array([leg.seen if own else 0.0]), comm=comm)[0])
+    parts = [parameters, course.statistics, *([parameters, parameters] if seen else [])]
+    flat = np.zeros(1 + sum(np.size(values) for part in parts for values in part.values()))
+    if own:
+        held = [leg.parameters, leg.statistics, *(leg.within if seen else [])]
+        flat[:] = np.concatenate([[leg.loss], *(np.ravel(part[name]) for part, like in zip(held, parts)
+                                                for name in like)])
+    flat = sum_over_ranks(flat, comm=comm)
+    found, place = [], 1
+    for part in parts:
+        found.append({})
+        for name, values in part.items():
+            found[-1][name] = flat[place:place + np.size(values)].reshape(np.shape(values))
+            place += np.size(values)
+    single = {name: values.astype(np.float32) for name, values in found[0].items()}
+    return Leg(single, found[1], tuple(found[2:]) or ({}, {}), seen, float(flat[0]))
 
 
 def _descended(parameters, gradient, rate):
