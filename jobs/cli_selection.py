@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from vitrea.engine.errors import JobError
-from vitrea.jobs.commandline import DONE, command
+from vitrea.jobs.commandline import DONE, command, share
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -40,10 +40,10 @@ def _add_select(commands: argparse._SubParsersAction) -> None:
     add("--classes", metavar="LIST", help="these classes: numbers and ranges like 1,4,7-9")
     add("--min-resolution", type=float, metavar="A", help="classes resolved to this or better [Å]")
     add("--min-particles", type=int, metavar="N", help="classes of at least so many particles")
-    add("--score", type=float, metavar="S", help="classes of this score or better, 0 to 1: how likely a class is one "
+    add("--score", type=share, metavar="S", help="classes of this score or better, 0 to 1: how likely a class is one "
         "of particles; the report tells why")
-    add("--min-stability", type=float, metavar="S", help="classes of this stability or better, 0 to 1, as 'vitrea "
-        "stability' found it")
+    add("--min-stability", type=share, metavar="S", help="classes of this stability or better, 0 to 1, as 'vitrea "
+        "stability' found it between runs, or between halves of the particles")
     add("--interactive", action="store_true", help="look at the classes and decide, on a page in a browser on this "
         "machine; rules, or an earlier selection, are where it starts")
     add("--port", type=int, default=0, metavar="P", help="with --interactive: the port of the page, to reach it "

@@ -62,6 +62,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"'{text}' was found; expected a number from 0 to 1")
+    return value
+
+
 def complain(words: object) -> None:
     """One line on stderr, from one rank: under mpiexec every rank meets the same mistake."""
     from vitrea.jobs.launcher import rank_from_environment

@@ -28,9 +28,10 @@ class SelectOptions(JobOptions):
     resolution: float | None = key("coarsest resolution of a class", None, unit="Å", above=0, null_means="any",
                                    example=12.0, **WANTED)
     particles: int | None = key("fewest particles of a class", None, minimum=1, null_means="any", example=100, **WANTED)
-    score: float | None = key("least score of a class", None, null_means="any", example=0.5, **WANTED)
+    score: float | None = key("least score of a class", None, minimum=0, maximum=1, null_means="any",
+                              example=0.5, **WANTED)
     stability: float | None = key("least stability of a class between runs, or between halves", None,
-                                  null_means="any", example=0.5, **WANTED)
+                                  minimum=0, maximum=1, null_means="any", example=0.5, **WANTED)
 
 
 def run(options: SelectOptions, *, resume: bool, comm) -> str:

@@ -194,3 +194,12 @@ def test_a_disk_that_refuses_is_told_on_the_page(page, tmp_path):
     status, _, text = ask("POST", f"/{server.token}/save", '{"kept": [1]}', **own(server))
     assert status == 500
     assert "the folder cannot be made (File exists)" in json.loads(text)["error"]
+
+
+@pytest.mark.parametrize("rule", ["--score", "--min-stability"])
+@pytest.mark.parametrize("value", ["5", "-0.1", "nan", "much"])
+def test_shares_lie_between_0_and_1(tmp_path, capsys, rule, value):
+    with pytest.raises(SystemExit) as ended:
+        main(["select", str(tmp_path), f"{rule}={value}"])
+    assert ended.value.code == 2
+    assert f"'{value}' was found; expected a number from 0 to 1" in capsys.readouterr().err
