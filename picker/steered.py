@@ -279,7 +279,7 @@ class _Trainer:
 def _told_to_all(leg, course, owner, comm):
     """A Leg that one rank has, on all of them: its numbers are added to the others' zeros. Collective."""
     parameters, own = course.replicas[0], comm.rank == owner
-    seen = int(sum_over_ranks(np.array([leg.seen if own else 0.0]), comm=comm)[0])
+    seen = int(sum_over_ranks(np.array([leg.seen if own else 0], dtype=float), comm=comm)[0])
     parts = [parameters, course.statistics, *([parameters, parameters] if seen else [])]
     flat = np.zeros(1 + sum(np.size(values) for part in parts for values in part.values()))
     if own:
