@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from vitrea.engine.errors import JobError
-from vitrea.engine.outputs import carried, from_here, optics_columns
+from vitrea.engine.files import from_here
+from vitrea.engine.outputs import carried, optics_columns
 from vitrea.engine.particles import read_particles
 from vitrea.engine.star import read_star, write_star
 

@@ -26,6 +26,12 @@ def written_beside(path):
         beside.unlink(missing_ok=True)
 
 
+def from_here(path):
+    """The name of an absolute path as seen from the working directory, absolute if it lies outside of it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
 def _flush(path):
     """A rename can reach the disk before the bytes do, and a crash would then leave an empty file of the right name."""
     with open(path, "rb") as handle:

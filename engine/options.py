@@ -188,7 +188,8 @@ class Options:
 class JobOptions(Options):
     """What every job is told."""
 
-    input: Path = key("the particles: a RELION STAR file (3.0 or 3.1)", example=Path("particles.star"), section="job")
+    input: Path = key("the particles: a RELION STAR file (3.0 or 3.1), or an .h5 file of vitrea convert",
+                      example=Path("particles.star"), section="job")
     output: Path = key("the run folder that is made", example=Path("runs/first"), section="job")
 
 
@@ -307,8 +308,8 @@ class Classify2dOptions(AlignmentOptions, FollowOptions):
                                     minimum=0, maximum=1, section="iterations")
     checkpoint_minutes: float = key("time between checkpoints, 0 for one after every iteration; a stop makes one too",
                                     1.0, unit="minutes", minimum=0, resumable=True, section="iterations")
-    half_sets: bool = key("at the end, ask two halves of the particles, learned apart, how sure the classes are: eight "
-                          "more passes, five of them over half of the particles each", False, resumable=True,
+    half_sets: bool = key("at the end, ask two halves of the particles, learned apart, how sure the classes are; as "
+                          "long as six more iterations", False, resumable=True,
                           section="iterations")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitrea.engine.files import from_here
 from vitrea.engine.star import write_star
 
 PER_ROW_OPTICS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast", "rlnDetectorPixelSize",
@@ -177,12 +178,6 @@ def _image_names(table, rows):
 def _name_from_here(name, stack):
     """A name that leads to the absolute path `stack` from the working directory; `name` if it does."""
     return name if Path(os.path.normpath(Path.cwd() / name)) == stack else from_here(stack)
-
-
-def from_here(path):
-    """The name of an absolute path as seen from the working directory, absolute if it lies outside of it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 # ---- the model

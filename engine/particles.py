@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vitrea.engine.converted import is_converted, read_converted
 from vitrea.engine.errors import JobError
+from vitrea.engine.files import from_here
 from vitrea.engine.stacks import StackHeader, read_header
 from vitrea.engine.star import read_long_star
 from vitrea.engine.storage import Memory, pieces
@@ -70,7 +72,8 @@ class ParticleTable:
 
 
 def read_particles(path, input_root=None, space=None):
-    """Read a particle STAR file of RELION 3.0 or 3.1 and check it against the headers of its stacks.
+    """Read a particle STAR file of RELION 3.0 or 3.1 and check it against the headers of its stacks; or the particles
+    of a file that was converted (engine/converted.py).
 
     The arrays of all particles are made in `space` (engine/storage.py; memory by default).
     Image paths are resolved as RELION does, relative to the working directory (or to `input_root`, if given), then
@@ -78,12 +81,17 @@ def read_particles(path, input_root=None, space=None):
     anything missing, not a number, not finite, beyond its stack, or at odds with the boxes and optics groups.
     """
     path, space = Path(path), space or Memory()
-    blocks = read_long_star(path, space)
+    converted = read_converted(path) if is_converted(path) else None
+    blocks = read_long_star(path, space, converted and converted.star_lines())
     name = _particle_block(path, blocks)
     rows = _Rows(path, blocks[name], space)
     names, stack_index, section = _image_names(rows)
-    stacks = _resolve(rows, names, stack_index, input_root)
-    headers = _headers(rows, stacks, stack_index)
+    if converted:
+        headers = converted.headers
+        stacks, names, stack_index, section = _of_converted(rows, converted, names, stack_index, section)
+    else:
+        stacks = _resolve(rows, names, stack_index, input_root)
+        headers = _headers(rows, stacks, stack_index)
     _check_sections(rows, names, headers, stack_index, section)
     has_ctf = "rlnDefocusU" in rows
     old = "optics" not in blocks
@@ -225,6 +233,19 @@ def _resolve(rows, names, stack_index, input_root):
                       "a path relative to the project folder", "start Vitrea in the folder where RELION was started")
         stacks.append(Path(os.path.normpath(found)))
     return tuple(stacks)
+
+
+def _of_converted(rows, converted, names, stack_index, section):
+    """(stacks, names, stack_index, section) of the datasets of a converted file; the rows keep the names of the stacks
+    that were converted, for other programs, as seen from here."""
+    place = {each["named"]: each["name"] for each in converted.description["sources"]}
+    if any(os.path.normpath(Path.cwd() / name) != place.get(name, name) for name in names):
+        seen = [from_here(Path(place.get(name, name))) for name in names]
+        rows.columns["rlnImageName"] = np.array([f"{number + 1:06d}@{seen[stack]}" for number, stack in zip(
+            section.tolist(), stack_index.tolist())])
+    stacks = tuple(header.path for header in converted.headers)
+    dataset, image = converted.places(len(rows))
+    return stacks, tuple(map(str, stacks)), dataset, image
 
 
 def _headers(rows, stacks, stack_index):

@@ -27,16 +27,17 @@ def read_star(path):
             for name, columns in read_long_star(path, Memory()).items()}
 
 
-def read_long_star(path, space):
+def read_long_star(path, space, lines=None):
     """Read a STAR file into {block: {label: TextColumn}}, the words kept in `space` (engine/storage.py).
 
+    lines: those of a file that holds the STAR file among other things; of the file at `path` by default.
     Block names come without `data_` (RELION 3.0's nameless block is `""`), labels without the leading underscore.
     `_label value` pairs become columns of length 1. Raises JobError naming file and line for a file that is missing,
     not text, or not a table; a row of too few or too many values is named too.
     """
     path = Path(path)
     reader = _Reader(path, space)
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_lines(path) if lines is None else lines, 1):
         reader.take(number, line)
     return reader.finish()
 

@@ -15,6 +15,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     convert = command(commands, "convert", _convert, "convert particles and coordinates: RELION, cryoSPARC, EMAN",
                       "vitrea convert J12_particles.cs J12_passthrough_particles.cs particles.star\n"
                       "  vitrea convert runs/first classes.cs\n"
+                      "  vitrea convert particles.star particles.h5 --dtype float16\n"
                       "  vitrea convert mic1.box mic1.star")
     add = convert.add_argument
     add("input", type=Path, nargs="+", metavar="IN", help="a particle STAR file (RELION 3.0 to 5), a .cs file and its "
@@ -28,6 +29,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     add("--invert-y", action="store_true", help=".cs: count micrograph coordinates from the other end, as for "
         "micrographs that another program's motion correction made")
 
+    add("--dtype", choices=("float32", "float16"), default="float32", help=".h5: how the images are kept (default "
+        "float32); float16 takes half the room, for particles that are normalised")
+
     relion = command(commands, "from-relion", _from_relion, "write the job file that a relion_refine command asks for",
                      'vitrea from-relion "relion_refine --i particles.star --o Class2D/job005/run --K 50 '
                      '--particle_diameter 180 --ctf --iter 25 --tau2_fudge 2" > job.yaml')
@@ -39,7 +43,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     from vitrea.jobs.convert import convert
 
     for line in convert(arguments.input, arguments.output, star=arguments.star, box=arguments.box,
-                        invert_y=arguments.invert_y):
+                        invert_y=arguments.invert_y, dtype=arguments.dtype):
         print(f"  {line}")
     return DONE
 

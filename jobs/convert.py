@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vitrea.engine.converted import is_converted, write_converted
 from vitrea.engine.cryosparc import tables_of, write_class_cs, write_cs
 from vitrea.engine.errors import JobError
 from vitrea.engine.finished import DATA_NAME, read_finished
+from vitrea.engine.log import format_bytes
+from vitrea.engine.particles import read_particles
 from vitrea.engine.star import read_star, write_star
 from vitrea.engine.starversions import as_3_0, read_tables
 from vitrea.picker.coordinates import EMAN_SUFFIXES, SUFFIXES, read_coordinates, write_coordinates
@@ -18,27 +21,42 @@ NEEDS_BOX = (".box", ".cbox")
 WRITTEN = (".star", ".csv", ".json", *NEEDS_BOX)
 
 
-def convert(sources, target, *, star="3.1", box=None, invert_y=False):
+def convert(sources, target, *, star="3.1", box=None, invert_y=False, dtype="float32"):
     """Convert files to the format of the target's suffix; lines that tell what was written.
 
-    sources: a particle STAR file, a .cs file and its passthrough files, a run folder, or a coordinate file.
+    sources: a particle STAR file, a .cs file and its passthrough files, a run folder, or a coordinate file. dtype: of
+    the images in an .h5 file, float32 or float16.
     """
     sources, target = [Path(source) for source in sources], Path(target)
     if target.exists():
         raise JobError(f"{target}: this file is there already; expected a new one; choose another name or remove it")
     if target.suffix in WRITTEN and _are_coordinates(sources[0]):
         return [_coordinates(sources, target, box, invert_y)]
+    if is_converted(target):
+        return [_to_one_file(sources, target, dtype)]
     if target.suffix == ".cs":
         return _to_cs(sources, target, invert_y)
     if target.suffix != ".star":
-        raise JobError(f"{target}: particles cannot be written as '{target.suffix}'; expected .star or .cs; choose "
-                       "another name")
+        raise JobError(f"{target}: particles cannot be written as '{target.suffix}'; expected .star, .cs or .h5; "
+                       "choose another name")
     tables = _tables(sources, invert_y)
     if star == "3.0":
         write_star(target, {"": as_3_0(tables)}, version=None)
     else:
         write_star(target, {"optics": tables.optics, "particles": tables.particles})
     return [f"{target}   {len(tables):,} particles   RELION {star}"]
+
+
+def _to_one_file(sources, target, dtype):
+    """The images of a STAR file in one HDF5 file."""
+    if len(sources) > 1 or sources[0].suffix != ".star":
+        raise JobError(f"{sources[-1]}: expected one particle STAR file to be converted to {target.suffix}; convert "
+                       "to .star first")
+    table = read_particles(sources[0])
+    described = write_converted(target, table, dtype)
+    size = format_bytes(target.stat().st_size)
+    rounded = f"   rounded by at most {described['rounding']:.1e} deviations" if dtype == "float16" else ""
+    return f"{target}   {len(table):,} particles   {dtype}   {size}{rounded}"
 
 
 def _to_cs(sources, target, invert_y):

@@ -22,6 +22,7 @@ from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
 from vitrea.engine.checkpoint import read_attributes
 from vitrea.engine.comm import StopRequest, wait_for_all
 from vitrea.engine.errors import JobError
+from vitrea.engine.files import from_here
 from vitrea.engine.log import RunLog
 from vitrea.engine.options import FollowOptions
 from vitrea.jobs.jobfile import Job
@@ -126,7 +127,7 @@ class Watch:
         ending = (self._options.follow / STOP_NAME).exists()
         before, self._seen = self._seen, {path: _mark(path) for path in self._candidates()}
         known = self._pending.marks()
-        new = [path for path, mark in self._seen.items() if known.get(arrivals.from_here(path.absolute())) != mark]
+        new = [path for path, mark in self._seen.items() if known.get(from_here(path.absolute())) != mark]
         outcomes = [self._take(path, before) for path in new]
         if any(outcome in (TAKEN, MOVING) for outcome in outcomes):
             self._since = time.monotonic()
