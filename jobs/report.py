@@ -22,7 +22,7 @@ from vitrea.engine.star import read_star
 from vitrea.jobs.jobfile import JOB_NAME, read_job
 from vitrea.jobs.pages import render
 from vitrea.jobs.report_classes import NO_CLASSES, class_page, data_uri, rounded
-from vitrea.jobs.report_course import convergence_plots, flow_table, iterations, size_plots, timing_plots
+from vitrea.jobs.report_course import convergence_plots, flow_plots, iterations, size_plots, timing_plots
 from vitrea.jobs.report_section import Section, reliability_plot
 from vitrea.jobs.report_warnings import warnings_of
 from vitrea.jobs.scores import scores_of
@@ -51,7 +51,7 @@ def write_report(folder, comparison=None):
         write_relion_files(folder)
     entries, shared = class_page(run, scores_of(run)) if run else ([], NO_CLASSES)
     sections = _sections(folder, job, run, records, comparison)
-    text, _ = render("report.html", ("plots.js", "gallery.js"),
+    text, _ = render("report.html", ("flow.js", "plots.js", "gallery.js"),
                      shared | {"plots": {section.id: list(section.plots) for section in sections}},
                      **_heading(folder, job, records, run), classes=entries, sections=_index(entries, sections),
                      scored=any(each["score"] is not None for each in entries), plot_sections=sections,
@@ -157,10 +157,9 @@ def _course(folder, records):
     reseeds = [record for record in records if record["kind"] == "reseed"]
     course = convergence_plots(found)
     sections = [Section("convergence", "Convergence", words, course)] if course else []
-    sizes, table = size_plots(found, reseeds), flow_table(found)
+    sizes = size_plots(found, reseeds)
     if sizes:
-        sections.append(Section("flow", "Class sizes and moves", "The table: the most frequent changes of class in the "
-                                "first iteration that had any, and in the last." if table else "", sizes, table=table))
+        sections.append(Section("flow", "Class sizes and moves", "", sizes + flow_plots(found)))
     sections.append(Section("timing", "Time and memory", words, timing_plots(found)))
     return sections
 

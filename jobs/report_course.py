@@ -62,13 +62,13 @@ def size_plots(found, reseeds):
                   [{"name": "classes in use", "y": effective}], _from_to(effective), zero=True)]
 
 
-def flow_table(found):
-    """(heading, rows) of the largest moves between classes, of the first and the last iteration that tell of them;
-    None if none does."""
-    told = [record for record in found if record.get("moves")]
-    ends = {record["at"]: record for record in (*told[:1], *told[-1:])}
-    rows = [(at, old, new, f"{count:,}") for at, record in ends.items() for old, new, count in record["moves"]]
-    return (("iteration", "from class", "to class", "particles"), rows) if rows else None
+def flow_plots(found):
+    """The flow of particles between classes, iteration by iteration; none if no record tells of moves."""
+    steps = [{"at": record["at"], "moves": record["moves"]} for record in found if record.get("moves")]
+    if not steps:
+        return []
+    return [{"title": "Moves between classes", "words": "At most the thirty most frequent moves of an iteration; all "
+             "iterations have one scale.", "kind": "flow", "steps": steps, "x": [], "series": []}]
 
 
 def timing_plots(found):

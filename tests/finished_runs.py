@@ -41,7 +41,8 @@ def make_run(folder, sizes, box_size=32, pixel_size=4.0, averages=None, job=JOB,
                         "log_likelihood": -1e6 + 1e4 * i, "resolution": 40.0 / i, "pmax": 0.1 * i, "changed": 1 / i,
                         "seconds": 2.0, "e_step": 1.0, "coarse": 0.3, "score": 0.3, "posterior": 0.1,
                         "accumulate": 0.2, "m_step": 0.4, "reduce": 0.2, "checkpoint": 0.1, "memory": 10**9,
-                        "class_sizes": [int(size) for size in sizes]})
+                        "class_sizes": [int(size) for size in sizes],
+                        "moves": [[1, 2, 10 * (6 - i)], [2, 1, 6 - i]] if n_classes > 1 else []})
     records.append({"kind": "done", "elapsed": 60, "classes": n_classes, "memory": 10**9})
     (folder / "record.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder

@@ -2,6 +2,7 @@
 
 Needs Chromium with its driver and the extra `browser` (selenium, axe-core); skipped, visibly, where one is missing.
 """
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -17,6 +18,8 @@ from vitrea.jobs.select_run import serve
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install 'vitrea[browser]'")
 axe = pytest.importorskip("axe_selenium_python", reason="no axe-core: pip install 'vitrea[browser]'")
+
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 
 SIZES = (40, 7, 0, 90, 12)
 PHONE = (390, 800)
@@ -124,8 +127,6 @@ def test_the_report_is_accessible(report):
 
 
 def test_a_class_opens_by_click_and_by_keys_and_gives_the_focus_back(report):
-    from selenium.webdriver.common.keys import Keys
-
     tile(report, 1).click()
     assert one(report, "#one h2").text == "Class 1"
     assert "40 (26.8 %)" in one(report, "#one .facts").text
@@ -174,6 +175,27 @@ def test_values_stand_in_a_table(report):
     assert cells == ["5", "−950,000"]
 
 
+def test_the_flow_between_classes_dries_up_along_the_slider(report):
+    flow = one(report, "figure.flow")
+    slider, words = flow.find_element("css selector", "input"), flow.find_element("css selector", "figcaption")
+    assert words.text.startswith("Iteration 5: the moves shown are of 11 particles, the largest of 10 from class 1")
+    last = thickest(flow)
+    slider.send_keys(Keys.HOME)
+    assert words.text.startswith("Iteration 1: the moves shown are of 55 particles")
+    assert slider.get_attribute("aria-valuetext") == "iteration 1"
+    assert thickest(flow) == pytest.approx(5 * last, rel=0.01), "one scale for all iterations"
+    flow.find_element("css selector", "summary").click()
+    cells = flow.find_elements("css selector", "tbody tr:first-child td")
+    assert [cell.text for cell in cells] == ["1", "1", "2", "50"]
+
+
+def thickest(flow):
+    """Height of the widest ribbon where it begins."""
+    paths = [path.get_attribute("d") for path in flow.find_elements("css selector", "path")]
+    ends = [[float(value) for value in re.findall(r"[-\d.]+", path)] for path in paths]
+    return max(numbers[-1] - numbers[1] for numbers in ends)
+
+
 def test_classes_are_kept_rejected_and_saved(selection):
     page, folder = selection
     assert one(page, "#count").text == "4 of 5 classes, 149 of 149 particles (100.0 %)"
@@ -194,8 +216,6 @@ def test_classes_are_kept_rejected_and_saved(selection):
 
 
 def test_keys_keep_reject_and_take_back(selection):
-    from selenium.webdriver.common.keys import Keys
-
     page, _ = selection
     one(page, "#none").click()
     page.execute_script("document.querySelector('#gallery .tile').focus()")

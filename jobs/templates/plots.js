@@ -124,6 +124,7 @@ function table(plot) {
 }
 
 function figure(plot, level = "h3") {
+  if (plot.kind === "flow") return flow(plot);
   const more = element("details", {}, element("summary", {}, "Values"));
   more.addEventListener("toggle", () => { if (more.open && more.children.length === 1) more.append(table(plot)); });
   return element("figure", {}, element(level, {}, plot.title), svgOf(plot), legend(plot), element("figcaption", {}, plot.words || ""), more);
