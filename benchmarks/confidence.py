@@ -6,10 +6,11 @@ the mean probability before and after calibration, the expected calibration erro
 well the stability of classes orders them by their purity (Spearman), and the CPU time of asking the halves beside
 that of the run. One JSON line a run, then a table.
 
-example:  python -m vitrea.benchmarks.confidence                          nine runs: about 15 minutes on one core
+example:  python -m vitrea.benchmarks.confidence                          eighteen runs: about 15 minutes on one core
           python -m vitrea.benchmarks.confidence --snr 0.05 --seeds 0
 """
 import argparse
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -43,12 +44,11 @@ def main():
     progress, records = Progress(), []
     with tempfile.TemporaryDirectory(prefix="vitrea-confidence-") as temporary:
         folder = made_folder(arguments.keep or temporary, "--keep")
-        for snr in arguments.snr:
-            for seed in arguments.seeds:
-                record = one_run(folder, snr, arguments.classes, seed, progress)
-                records.append(record)
-                append_line(arguments.output, record)
-                progress.result(table(COLUMNS, [row(record)]).splitlines()[-1])
+        for n_classes, snr, seed in itertools.product(arguments.classes, arguments.snr, arguments.seeds):
+            record = one_run(folder, snr, n_classes, seed, progress)
+            records.append(record)
+            append_line(arguments.output, record)
+            progress.result(table(COLUMNS, [row(record)]).splitlines()[-1])
     print("\n" + table(COLUMNS, [row(record) for record in records]))
 
 
@@ -60,7 +60,7 @@ def one_run(folder, snr, n_classes, seed, progress):
                  progress=progress)
     name = f"run_snr{snr:g}_k{n_classes}_s{seed}"
     shutil.rmtree(folder / name, ignore_errors=True)
-    progress.step(f"SNR {snr:g}, seed {seed}")
+    progress.step(f"SNR {snr:g}, {n_classes} classes, seed {seed}")
     run, _ = classify(folder, {"input": f"{stack}/particles.star", "n_classes": n_classes,
                                "particle_diameter": DIAMETER, "seed": seed}, name, progress)
     halves = vitrea("stability", name, folder=folder, look=progress.tick)
@@ -103,7 +103,8 @@ def parse():
     add("--snr", type=float, nargs="+", default=[0.1, 0.05, 0.03], help="var(signal)/var(noise) (default 0.1 0.05 "
         "0.03)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of stacks and runs (default 0 1 2)")
-    add("--classes", type=int, default=16, metavar="K", help=f"classes, of {VIEWS} views (default 16)")
+    add("--classes", type=int, nargs="+", default=[12, 16], metavar="K", help=f"classes, of {VIEWS} views (default 12 "
+        "16)")
     add("--keep", type=Path, metavar="DIR", help="keep stacks and runs here")
     add("--output", type=Path, default=RESULTS / "confidence.jsonl", metavar="FILE", help="records, a JSON line a run "
         "(default benchmarks/results/confidence.jsonl)")

@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     stability.add_argument("other", type=Path, metavar="OTHER", nargs="?", help="the folder of a run of the same "
                            "particles, with another seed; left out: from the final classes of a classify2d run two "
                            "halves of the particles are learned apart, and both judge every particle (as long as "
-                           "about eight iterations)")
+                           "six iterations)")
     _add_select(commands)
 
 
