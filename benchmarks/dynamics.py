@@ -75,7 +75,7 @@ def measure(trajectories, seed, progress, comm):
     rows += phase_rows(phases)
     scan = _result(FREEZING_SCAN, "freezing_scan", trajectories // 2, **lab)
     rows += scan_rows(scan)
-    rows += quench_rows(_result(QUENCH, "quench", 3 * trajectories // 4, **lab))
+    rows += quench_rows(_result(QUENCH, "quench", 2 * trajectories, **lab))
     rows += squared_rows(_result(PHASE_DIAGRAM, "phase_diagram", trajectories, noise_power=2,
                                  learning_rates=(0.1, 10**-(5 / 3)), noise_strengths=(0.1, 10**-(5 / 3)), **lab))
     rows.sort(key=lambda row: int(row.test[1:]))
@@ -250,7 +250,8 @@ def scan_rows(result):
 
 
 def quench_rows(result):
-    """T10."""
+    """T10. At 1,500 trajectories a time half way up has a standard error of 0.013, and the largest of nine deviations is
+    beyond 0.03 once in ten runs; at 4,000 it is 0.008, and once in a thousand."""
     p_flat, wide = _column(result, "p_flat"), _widened(result, 1500)
     off = np.abs(p_flat - _column(result, "theory_p_flat"))
     times = [cell["quench_time"] for cell in result["cells"]]

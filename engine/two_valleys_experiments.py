@@ -25,6 +25,7 @@ PRINTED_EPSILON = 30.0      # what the plotted curve of the authors' repository 
 STEPS_PER_SECOND = 4e7      # of one core, for outlooks only
 RELIABLE_TIME = 5.0         # freezing times below it are of a few hops, and Poisson's
 LEAST_ERROR = 1e-12         # of a mean over one trajectory, or over some that are alike
+LATE, MOST_LATE = 0.1, 0.05   # of the run; of the trajectories: more that cross as late as that, and nothing has frozen
 CLOSE_STRENGTHS = 1e-3      # relative: a learning rate or noise strength is that of a published table
 
 Result = Mapping[str, object]
@@ -55,14 +56,16 @@ def _as_published(setting: Setting, start_y: float, power: int = 1) -> bool:
             and setting.start_y == start_y)
 
 
-def _ended(state: np.ndarray, rate: float) -> dict[str, float]:
+def _ended(state: np.ndarray, cell: Cell) -> dict[str, float]:
     """What is said of every cell: state float64[4, n] at its end."""
+    rate = cell.learning_rate
     n, flat = state.shape[1], state[X] >= 0
     p_flat, crossed = float(flat.mean()), state[CROSSED] > 0
     y_freeze = np.where(crossed, state[CROSSED_Y], np.nan)
     return {"p_flat": p_flat, "p_flat_error": float(np.sqrt(p_flat * (1 - p_flat) / n)),
             "normalised_freezing_time": float(rate * state[CROSSED].mean()), "never_crossed": float(1 - crossed.mean()),
             "freezing_time_error": float(rate * state[CROSSED].std() / np.sqrt(n)),
+            "crossed_late": float((state[CROSSED] > (1 - LATE) * cell.steps).mean()),
             "y_end": float(state[Y].mean()), "y_crossed": float(np.nanmean(y_freeze)) if crossed.any() else np.nan}
 
 
@@ -129,6 +132,19 @@ def _against_theory(result: Result, words: str, rms: float | None, largest: floa
     return "note     " + line[9:].partition(";")[0] + "; with this noise no limit is set"
 
 
+def _unfrozen(result: Result) -> list[str]:
+    """A line about cells whose trajectories still hop at the end, if there are any."""
+    late = _column(result, "crossed_late")
+    if not (late > MOST_LATE).any():
+        return []
+    worst = result["cells"][int(late.argmax())]
+    return [f"note     {int((late > MOST_LATE).sum())} of {len(late)} cells had not frozen: more than "
+            f"{100 * MOST_LATE:.0f} % of their trajectories crossed in the last {100 * LATE:.0f} % of the "
+            f"{result['iterations']:,} steps, at η = {worst['learning_rate']:g}, σ = {worst['noise_strength']:g} "
+            f"{100 * late.max():.0f} %; their P_flat and freezing times are those of a run cut short; make iterations "
+            "larger"]
+
+
 def _said(holds: bool, words: str) -> str:
     return f"{'agrees' if holds else 'differs':<9}{words}"
 
@@ -168,7 +184,7 @@ def _measure_phases(laboratory: Laboratory) -> Result | None:
         theory = {"theory_p_flat": float(course.p_flat[-1, 0]), "theory_freezing_time": float(course.freezing_time[0])}
         authors = _published_phase(cell, setting) if steps == 20_000 else {}
         found.append({"learning_rate": cell.learning_rate, "noise_strength": cell.noise_strength,
-                      **_ended(state, cell.learning_rate), **theory, **authors})
+                      **_ended(state, cell), **theory, **authors})
     return {**_conditions(setting, steps), "cells": found}
 
 
@@ -205,7 +221,7 @@ def _judge_phases(result: Result) -> list[str]:
     low, high = int(delta.argmin()), int(delta.argmax())
     lines.append(f"note     from the weakest to the strongest noise P_flat goes from {p_flat[low]:.3f} to "
                  f"{p_flat[high]:.3f}, the freezing time η t_f from {times[low]:.2f} to {times[high]:.2f}")
-    return lines
+    return lines + _unfrozen(result)
 
 
 # ---- where hopping freezes, by noise strength
@@ -230,7 +246,7 @@ def _measure_scan(laboratory: Laboratory) -> Result | None:
         known = (authors is not None and cell.learning_rate == 0.01 and steps == 100_000
                  and _as_published(setting, 1.0))
         found.append({"learning_rate": cell.learning_rate, "noise_strength": cell.noise_strength, "delta": delta,
-                      **_ended(state, cell.learning_rate), "freezing_y": mean, "freezing_y_deviation": deviation,
+                      **_ended(state, cell), "freezing_y": mean, "freezing_y_deviation": deviation,
                       "freezing_y_error": error, "theory_p_flat": float(course.p_flat[-1, 0]),
                       "theory_freezing_y": float(course.freezing_y[0]),
                       "printed_freezing_y": float(printed_freezing_y(setting.landscape, delta, PRINTED_EPSILON)),
@@ -258,7 +274,7 @@ def _judge_scan(result: Result) -> list[str]:
         spread = np.hypot(*_column(result, "p_flat_error")[order[[0, -1]]])
         lines.append(_said(gain > 3 * spread, f"P_flat is higher by {gain:.3f} with the strongest noise than with the "
                            f"weakest, {gain / max(spread, LEAST_ERROR):.1f} standard errors"))
-    return lines
+    return lines + _unfrozen(result)
 
 
 # ---- the fraction in the flat valley along the way
@@ -339,7 +355,7 @@ def _measure_quench(laboratory: Laboratory) -> Result | None:
         delta = cell.learning_rate * cell.noise_strength
         course = _theory(setting, cell, quenched(delta, [time], options.quench_factor))
         found.append({"learning_rate": cell.learning_rate, "noise_strength": cell.noise_strength, "quench_time": time,
-                      **_ended(state, cell.learning_rate), "theory_p_flat": float(course.p_flat[-1, 0]),
+                      **_ended(state, cell), "theory_p_flat": float(course.p_flat[-1, 0]),
                       "held_freezing_time": float(held.freezing_time[0])})
     return {**_conditions(setting, cells[0].steps), "quench_factor": options.quench_factor, "cells": found}
 
@@ -392,7 +408,7 @@ def _measure_cooling(laboratory: Laboratory) -> Result | None:
     found = []
     for (name, tau, cell), state in zip(named, ends["state"]):
         found.append({"learning_rate": cell.learning_rate, "noise_strength": cell.noise_strength, "schedule": name,
-                      "cooling_time": tau, **_ended(state, cell.learning_rate),
+                      "cooling_time": tau, **_ended(state, cell),
                       "theory_p_flat": _cooled(setting, name, tau, cell)})
     return {**_conditions(setting, named[0][2].steps), "cells": found}
 

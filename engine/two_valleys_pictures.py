@@ -21,7 +21,7 @@ def draw_phases(result, path: Path) -> None:
                label="theory F4")
     right.plot(delta, _values(result, "authors_p_flat"), label="the authors'", **AUTHORS)
     right.set(xscale="log", xlabel="effective noise Δ = ησ", ylabel="fraction in the flat valley")
-    right.legend(loc="upper left")
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)   # points reach every corner
     _save(figure, path)
 
 

@@ -36,6 +36,19 @@ def test_a_phase_diagram_has_a_cell_for_every_pair(run_job):
     assert result["verdict"][0] in (folder / "run.out").read_text(encoding="utf-8")
 
 
+def test_a_run_too_short_to_freeze_says_so_and_one_that_freezes_does_not(run_job):
+    """At η = σ = 0.1 hopping from y = 5 takes 12,000 steps to freeze; at η = 0.05, σ = 0.01 it never begins."""
+    short, frozen = (json.loads((run_job("dynamics", experiment="phase_diagram", trajectories=30, iterations=300,
+                                         learning_rates=f"[{rate}]", noise_strengths=f"[{strength}]")
+                                 / "result.json").read_text(encoding="utf-8"))
+                     for rate, strength in ((0.1, 0.1), (0.05, 0.01)))
+    assert short["verdict"][-1].startswith("note     1 of 1 cells had not frozen: more than 5 % of their trajectories")
+    assert "in the last 10 % of the 300 steps" in short["verdict"][-1]
+    assert short["cells"][0]["crossed_late"] > 0.5
+    assert frozen["cells"][0]["crossed_late"] == 0
+    assert not any("had not frozen" in line for line in frozen["verdict"])
+
+
 @pytest.mark.parametrize(
     ("experiment", "keys", "cells"),
     [
