@@ -1,6 +1,9 @@
 """Life with other programs: STAR of RELION 3.0 and 3.1, cryoSPARC's .cs, EMAN's .box, and RELION opening a run."""
+import os
 import shutil
+import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from vitrea.jobs.jobfile import read_job
 from vitrea.picker.coordinates import read_coordinates
 
 SIZES = (12, 7, 0, 30)
+WINDOW_SECONDS = 4   # relion_display shows its window within half of one
 COMMAND = """`which relion_refine_mpi` --o Class2D/job012/run --i Extract/job009/particles.star
   --dont_combine_weights_via_disc --pool 30 --pad 2 --ctf --iter 25 --tau2_fudge 3 --particle_diameter 190 --K 60
   --flatten_solvent --zero_mask --oversampling 1 --psi_step 12 --offset_range 7 --offset_step 2 --norm --scale --j 4
@@ -259,6 +263,28 @@ def test_relion_reads_the_files(tmp_path):
         ran = subprocess.run(["relion_star_printtable", folder / name, block, label], capture_output=True, text=True,
                              check=True)
         assert expected in ran.stdout
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("relion_display", "xvfb-run"))), reason="no RELION, or no xvfb-run")
+@pytest.mark.parametrize(("stack", "opens"), [("run_classes.mrcs", True), ("nowhere.mrcs", False)])
+def test_the_window_of_relions_subset_selection_opens_on_our_classes(tmp_path, monkeypatch, stack, opens):
+    """It reads the model and every class average before it shows them; what it cannot read it ends with."""
+    monkeypatch.chdir(tmp_path)   # the files name one another as seen from where the run was started
+    make_run(Path("first"), SIZES)
+    write_relion_files(Path("first"))
+    model = Path("first/relion_model.star")
+    model.write_text(model.read_text().replace("run_classes.mrcs", stack))
+    command = ["xvfb-run", "-a", "relion_display", "--class", "--i", model, "--display", "rlnReferenceImage",
+               "--allow_save", "--fn_parts", "particles.star"]
+    with open("said.txt", "w") as said, subprocess.Popen(command, stdout=said, stderr=said,
+                                                         start_new_session=True) as window:
+        try:
+            window.wait(WINDOW_SECONDS if opens else 60)
+        except subprocess.TimeoutExpired:
+            os.killpg(window.pid, signal.SIGTERM)
+    told = Path("said.txt").read_text()
+    assert ("ERROR" in told) != opens, told
+    assert (window.returncode == -signal.SIGTERM) == opens, "still open, or ended by itself"
 
 
 # ---- RELION's command
