@@ -62,6 +62,9 @@ def _watched():
         def Split(self, color=0, key=0):
             return Watched(super().Split(color, key))
 
+        def Split_type(self, kind, key=0, info=MPI.INFO_NULL):
+            return Watched(super().Split_type(kind, key, info))
+
     def watching(name):
         plain = getattr(MPI.Intracomm, name)
 
@@ -225,6 +228,13 @@ def ranks_on_this_node(comm):
 
     here = MPI.Get_processor_name()
     return comm.allgather(here).count(here)
+
+
+def of_this_node(comm):
+    """A communicator of the ranks that share this machine. Collective."""
+    from mpi4py import MPI
+
+    return comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
 
 
 def first_ranks(n, *, comm):

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from vitrea.engine.agreement import agree, on_each, on_rank_0
 from vitrea.engine.comm import largest_over_ranks, sum_over_ranks
 from vitrea.engine.em import PROGRESS_SECONDS
 from vitrea.engine.errors import JobError
 from vitrea.engine.outputs import write_skipped_star
 from vitrea.engine.particles import read_particles
 from vitrea.engine.shards import BACKGROUND_MEAN, BACKGROUND_SD, Loader, Shard, make_blocks, share_of
-from vitrea.engine.stacks import StackReader
+from vitrea.engine.staging import images_of
 from vitrea.engine.storage import Memory, pieces
 from vitrea.kernels.packed import LARGEST
 
@@ -42,31 +43,6 @@ def read_table(options, *, comm, space=None):
     return table if comm.rank == 0 else replace(bare, **mine)
 
 
-def on_rank_0(read, comm):
-    """What `read` gives on rank 0, None elsewhere; its JobError is raised on all ranks. Collective."""
-    found, mistake = None, None
-    if comm.rank == 0:
-        try:
-            found = read()
-        except JobError as error:
-            mistake = str(error)
-    mistake = comm.bcast(mistake, root=0)
-    if mistake:
-        raise JobError(mistake)
-    return found
-
-
-def on_each(make, comm):
-    """What `make` gives; a JobError of one rank is raised on all. Collective."""
-    made, mistake = None, None
-    try:
-        made = make()
-    except JobError as error:
-        mistake = str(error)
-    agree(mistake, comm)
-    return made
-
-
 def read_shard(table, options, geometry, stop, log, *, comm, space=None):
     """(Shard, largest |coefficient| by ring over all particles), or (None, None) if asked to stop. Collective.
 
@@ -80,7 +56,7 @@ def read_shard(table, options, geometry, stop, log, *, comm, space=None):
         return Shard.allocate(blocks[share_of(len(blocks), comm.rank, comm.size)], geometry, space)
 
     shard = on_each(allocated, comm)
-    with StackReader(table) as reader:
+    with images_of(table, shard.rows, options, stop, log, comm=comm) as reader:
         loader = Loader(table, options, geometry, reader)
         for i in range(len(shard.blocks)):
             if stop.asked() or mistake:
@@ -101,13 +77,6 @@ def read_shard(table, options, geometry, stop, log, *, comm, space=None):
     set_aside(table, options, shard, log, comm)
     check_normalised(table, options, shard, comm)
     return shard, _peak(shard, geometry.grid, comm)
-
-
-def agree(mistake, comm):
-    """Raise on all ranks what one rank found, before the next collective."""
-    found = [text for text in comm.allgather(mistake) if text]
-    if found:
-        raise JobError(found[0])
 
 
 def set_aside(table, options, shard, log, comm):

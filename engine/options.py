@@ -254,6 +254,8 @@ class ParticleJobOptions(JobOptions):
                                      resumable=True, section="machine")
     storage: str = key("where the transformed particles are kept; the result does not depend on it", "auto",
                        choices=STORAGE_CHOICES, resumable=True, section="machine")
+    staging: bool = key("copy the images once per node into scratch, in large pieces, and read them there: for stacks "
+                        "on a file system that many nodes share", False, resumable=True, section="machine")
     scratch: Path | None = key("folder of the scratch files, best on a disk of the node; they vanish with the run",
                                None, null_means="the run folder", example=Path("/tmp"), resumable=True,
                                section="machine")

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vitrea.engine.agreement import agree
 from vitrea.engine.em import PROGRESS_SECONDS
 from vitrea.engine.errors import JobError
-from vitrea.engine.load import agree, check_normalised, set_aside
+from vitrea.engine.load import check_normalised, set_aside
 from vitrea.engine.manifold import EmbeddedParticles, Layout, hold_out
 from vitrea.engine.poses import rotate_offset
 from vitrea.engine.shards import make_blocks, share_of, unusable
-from vitrea.engine.stacks import StackReader
+from vitrea.engine.staging import images_of
 from vitrea.engine.storage import ScratchRows
 from vitrea.kernels.ctf import ctf, electron_wavelength
 from vitrea.kernels.embedding import HalfPlane, shell_power
@@ -182,7 +183,7 @@ def read_posed(table, options, geometry, stop, log, *, comm, scratch=None):
     except JobError as error:
         mistake = str(error)
     agree(mistake, comm)
-    with StackReader(table) as reader:
+    with images_of(table, shard.rows, options, stop, log, comm=comm) as reader:
         loader = _Loader(table, options, geometry, reader)
         for i in range(len(shard.blocks)):
             if stop.asked() or mistake:

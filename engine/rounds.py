@@ -17,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from vitrea.engine import classes, classify2d, results
+from vitrea.engine.agreement import agree
 from vitrea.engine.arrivals import ROUND, round_ends
 from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
 from vitrea.engine.checkpoint import PARTICLE, fingerprint, read_checkpoint, require, stack_marks
@@ -24,7 +25,6 @@ from vitrea.engine.comm import STOP_SIGNALS, StopRequest
 from vitrea.engine.errors import JobError
 from vitrea.engine.expectation import Poses
 from vitrea.engine.levels import make_search
-from vitrea.engine.load import agree
 from vitrea.engine.model import Settings, Totals, maximise
 from vitrea.engine.storage import pieces
 

@@ -95,7 +95,7 @@ class StackReader:
         """
         for stack, mark in self._marks.items():
             path = self._table.stacks[stack]
-            if _mark(path) != mark:
+            if mark_of(path) != mark:
                 return (f"{path}: this stack has changed while it was read; expected particles that stay as they are; "
                         "wait for what writes it to end, then run or resume again")
         return None
@@ -132,12 +132,12 @@ class StackReader:
             if len(self._open) == OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
             self._open[stack] = open(self._table.stacks[stack], "rb", buffering=0)
-            self._marks.setdefault(stack, _mark(self._table.stacks[stack]))
+            self._marks.setdefault(stack, mark_of(self._table.stacks[stack]))
         self._open.move_to_end(stack)
         return self._open[stack]
 
 
-def _mark(path):
+def mark_of(path):
     """What tells a file from another of its name: (inode, bytes, time of the last change [ns]); None if it is gone."""
     try:
         status = os.stat(path)
