@@ -12,7 +12,6 @@ from scipy.ndimage import map_coordinates, spline_filter
 
 from vitrea.kernels.micrograph import NORMAL_MAD
 from vitrea.picker.decoys import decoy, mean_profile
-from vitrea.picker.micrographs import WINDOW_DIAMETERS
 
 NEAR, FAR = 0.12, 0.27   # of the diameter
 GIVEN_SHARE = 0.5        # of the background tiles that are drawn around given negatives, where there are any
@@ -104,17 +103,18 @@ class Sampler:
         self._area_share = np.cumsum(areas) / areas.sum()
         self._positives = [(m, y, x) for m, each in enumerate(micrographs) for y, x in each.positives]
         self._negatives = [(m, y, x) for m, each in enumerate(micrographs) for y, x in each.negatives]
-        self._decoy_share = augmentation.decoys
+        self._decoy_share, self._decoy_size = augmentation.decoys, (diameter, round(network.window * diameter))
         self._decoys = self._made_decoys() if self._decoy_share else []
 
     def _made_decoys(self):
         """LabelledMicrographs with blobs, copies of the micrographs and empty ones in turn, until they have DECOY_AREA.
         Blobs are their given negatives."""
-        profile, found, area = _profile(self.micrographs, self.diameter), [], 0.0
+        size, found, area = self._decoy_size, [], 0.0
+        profile = _profile(self.micrographs, self.diameter)
         while area < DECOY_AREA * self.diameter**2:
             source = self.micrographs[len(found) // 2 % len(self.micrographs)]
             random = np.random.default_rng((self.seed, DECOY_STREAM, len(found)))
-            found.append(_decoy(source, self.diameter, profile, random, empty=len(found) % 2 == 1))
+            found.append(_decoy(source, size, profile, random, empty=len(found) % 2 == 1))
             area += source.image.size
         return found
 
@@ -190,18 +190,21 @@ class Sampler:
         return min(0.5, (1 - self._decoy_share) * missed / sum(each.image.size for each in self.micrographs))
 
 
-def empty_decoys(micrographs, diameter, seed):
-    """A LabelledMicrograph without particles for each that is given, of its size; none that a Sampler draws from."""
-    profile = _profile(micrographs, diameter)
-    return [_decoy(each, diameter, profile, np.random.default_rng((seed, EMPTY_STREAM, number)), empty=True)
+def empty_decoys(micrographs, size, seed):
+    """A LabelledMicrograph without particles for each that is given, of its size; none that a Sampler draws from.
+
+    size: (diameter, window of the preparation) [px].
+    """
+    profile = _profile(micrographs, size[0])
+    return [_decoy(each, size, profile, np.random.default_rng((seed, EMPTY_STREAM, number)), empty=True)
             for number, each in enumerate(micrographs)]
 
 
-def _decoy(source, diameter, profile, random, *, empty):
-    image, blobs = decoy(source.image, diameter, round(WINDOW_DIAMETERS * diameter), profile, random, empty=empty)
+def _decoy(source, size, profile, random, *, empty):
+    image, blobs = decoy(source.image, *size, profile, random, empty=empty)
     if empty:
         return LabelledMicrograph(image, np.zeros((0, 2)), blobs[:, :2], margin=source.margin)
-    return covered(source, image, blobs, diameter)
+    return covered(source, image, blobs, size[0])
 
 
 def _profile(micrographs, diameter):

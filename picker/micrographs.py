@@ -41,21 +41,22 @@ class Micrograph:
 
 
 BOX_DIAMETERS = 1.5      # side of a network's box in diameters of the particle
-WINDOW_DIAMETERS = 2.0   # side of the squares of the local normalisation
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How micrographs become images for a network: pixel_size [Å/px] and window [px] of the local normalisation."""
+    """How micrographs become images for a network: pixel_size [Å/px] and window [px] of the local normalisation, which
+    is window_diameters of the particle wide."""
 
     pixel_size: float
     window: int
+    window_diameters: float = 2.0
 
     @classmethod
     def of(cls, network, diameter):
         """The preparation for a network and a particle's diameter [Å]: the box is BOX_DIAMETERS of it wide."""
         pixel_size = BOX_DIAMETERS * diameter / network.box
-        return cls(pixel_size, round(WINDOW_DIAMETERS * diameter / pixel_size))
+        return cls(pixel_size, round(network.window * diameter / pixel_size), network.window)
 
     def shape_of(self, shape, pixel_size):
         """(h, w) of the prepared image; a micrograph is never enlarged, nor cropped for less than ALREADY_THERE."""
@@ -65,7 +66,7 @@ class Preparation:
 
     def require_fit(self, path, shape, pixel_size):
         """BadMicrographError for a micrograph whose pixels are too coarse for the particle, or that is narrower."""
-        diameter = self.window * self.pixel_size / WINDOW_DIAMETERS
+        diameter = self.window * self.pixel_size / self.window_diameters
         if pixel_size > diameter / LEAST_PIXELS:
             raise _bad(path, f"found pixels of {pixel_size:.4g} Å", f"at most {diameter / LEAST_PIXELS:.4g} Å for a "
                        f"particle of {diameter:.4g} Å", "check diameter and pixel size")

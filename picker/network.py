@@ -32,12 +32,15 @@ class Layer:
 class Network:
     """A chain of layers for boxes of `box` px; the output is one linear unit over all that the last layer leaves.
 
+    window: side of the squares over which micrographs are normalised for it [diameters of the particle].
+
     ValueError if a kernel does not fit or a pool does not divide its map, with the nearest kernels that would do.
     """
 
     name: str
     box: int
     layers: tuple[Layer, ...]
+    window: float = 2.0
 
     def __post_init__(self):
         _check(self)
@@ -111,7 +114,7 @@ PRESETS = {
     network.name: network
     for network in (
         Network("vitrea", 48, (Layer(5, 8, 2, normalised=True), Layer(5, 16, 2, normalised=True),
-                               Layer(5, 32, normalised=True))),
+                               Layer(5, 32, normalised=True)), window=4.0),
         _deepem("deepem-klh", 272, (51, 21, 10), (3, 2, 2), (6, 12, 12)),
         _deepem("deepem-19s", 160, (20, 10, 4), (3, 2, 2), (6, 12, 12)),
         _deepem("deepem-64", 64, (9, 5, 5), (2, 2, 2), (6, 12, 12)),

@@ -99,7 +99,8 @@ def fit_model(training, testing, options, session, *, comm):
         scored, source = _cross_scored(training, folds, options, session, comm=comm), CROSS_VALIDATED
         if scored is None:
             return None
-    empty = empty_decoys(testing or training, options.diameter / picker.preparation.pixel_size, options.seed)
+    size = options.diameter / picker.preparation.pixel_size, picker.preparation.window
+    empty = empty_decoys(testing or training, size, options.seed)
     judged = _judged(picker, scored, _all_scored(picker, empty, comm), options, source)
     return Fitted(Model(judged.picker, options.diameter, judged.threshold, {
         "version": importlib.metadata.version("vitrea"), "seed": options.seed, "steps": len(losses),

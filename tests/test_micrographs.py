@@ -179,6 +179,8 @@ def test_preparation_is_blind_to_brightness_and_contrast_and_never_enlarges():
     image = random.normal(size=(240, 300)).astype(np.float32)
     preparation = Preparation.of(PRESETS["vitrea"], 160.0)
     assert preparation.pixel_size == pytest.approx(5.0)   # 48 px are one and a half diameters
+    assert preparation.window == 4 * 32
+    assert Preparation.of(PRESETS["deepem-64"], 160.0).window == round(2 * 64 / 1.5)
 
     def at(image, pixel_size):
         return Micrograph(Path("mic.mrc"), image, pixel_size)
@@ -188,3 +190,6 @@ def test_preparation_is_blind_to_brightness_and_contrast_and_never_enlarges():
     np.testing.assert_allclose(other, one, atol=1e-3)
     assert preparation.apply(at(image, 5.05)).shape == preparation.apply(at(image, 4.95)).shape == image.shape
     assert preparation.apply(at(image, 8.0)).shape == image.shape
+    assert preparation.apply(at(image, 160.0 / 12 - 0.01)).shape == image.shape
+    with pytest.raises(BadMicrographError, match=r"expected at most 13\.33 Å for a particle of 160 Å"):
+        preparation.apply(at(image, 160.0 / 12 + 0.05))
