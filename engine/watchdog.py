@@ -4,6 +4,10 @@ A thread on each rank looks now and then whether its rank is inside a collective
 patience it says so in a file of the run folder, which all ranks see; after all of it, the ranks whose files are missing
 are the late ones. Nothing is sent over MPI, which is what does not work then, and a collective costs two assignments.
 Time is counted in turns of the thread, so that a run that is suspended as a whole, as schedulers do, is not late.
+
+A rank that works alone while all others wait (it reads a long STAR file, or draws the results) gives signs of life as
+long as its processor time grows: then it is waited for, up to LONGEST_WORK times the patience. A rank that hangs, in a
+file system that does not answer or because its process was stopped, gives none.
 """
 import json
 import os
@@ -18,6 +22,9 @@ PATIENCE, PATIENCE_VARIABLE = 1800.0, "VITREA_PATIENCE"
 FOLDER = ".waiting"
 TURNS = 20.0            # of the thread in the time of its patience, or one a second
 LONGEST_TURN = 2.0      # turns that a late turn counts at most
+BEATS = 8.0             # looks, in the time of the patience, for others that wait, and signs of life given to them
+LIVELY = 0.02           # of the time must be processor time: more than what waiting by naps takes
+LONGEST_WORK = 24.0     # times the patience that a rank is waited for that works
 SPEAKER_SECONDS = 5.0   # the others let the first of those that wait speak, then end too
 
 
@@ -37,13 +44,16 @@ def patience(environment):
 class Watchdog:
     """Watches one rank; `end` is called, by its thread, with (message, late rank or None, its host) when it is over.
 
-    folder: seen by all ranks; hosts: of all ranks. Use `enter` and `leave` around every collective, and `close`.
+    folder: seen by all ranks; hosts: of all ranks; clock: processor seconds of this rank. Use `enter` and `leave`
+    around every collective, and `close`.
     """
 
-    def __init__(self, folder, rank, hosts, seconds, end):
+    def __init__(self, folder, rank, hosts, seconds, end, clock=None):
         self._place, self._rank, self._hosts, self._seconds = Path(folder) / FOLDER, rank, hosts, seconds
         self._inside, self._end, self._closed = None, end, threading.Event()
         self._turn = min(1.0, seconds / TURNS)
+        self._clock = clock or _processor_seconds
+        self._beats, self._heard_beats, self._last = 0, {}, None
         with suppress(OSError):
             self._place.mkdir(exist_ok=True)
         self._say(None)
@@ -61,11 +71,12 @@ class Watchdog:
         self._closed.set()
         self._thread.join()
         self._say(None)
+        self._hush()
         with suppress(OSError):   # not empty as long as others wait
             self._place.rmdir()
 
     def _watch(self):
-        seen, waited, said, last = None, 0.0, False, time.monotonic()
+        seen, waited, in_all, said, last = None, 0.0, 0.0, False, time.monotonic()
         while not self._closed.wait(self._turn):
             now = time.monotonic()
             turn, last = min(now - last, LONGEST_TURN * self._turn), now
@@ -73,14 +84,52 @@ class Watchdog:
             if inside is not seen:
                 if said:
                     self._say(None)
-                seen, waited, said = inside, 0.0, False
-            elif inside is not None:
-                waited += turn
-                if waited > self._seconds / 2 and not said:
-                    said = self._say(inside)
-                if waited > self._seconds:
-                    self._judge(inside)
-                    return
+                seen, waited, in_all, said, self._heard_beats = inside, 0.0, 0.0, False, {}
+            if inside is None:
+                self._work(now)
+                continue
+            self._hush()
+            waited, in_all = waited + turn, in_all + turn
+            if waited > self._seconds / 2 and not said:
+                said = self._say(inside)
+            if waited > self._seconds:
+                if in_all < LONGEST_WORK * self._seconds and self._works(inside):
+                    waited = self._seconds / 2
+                    continue
+                self._judge(inside)
+                return
+
+    def _work(self, now):
+        """Outside of collectives: now and then a sign of life, if this rank works and others wait."""
+        if self._last is None:
+            self._last = now, self._clock()
+        before, seconds = self._last
+        if now - before < self._seconds / BEATS:
+            return
+        self._last = now, self._clock()
+        if self._last[1] - seconds < LIVELY * (now - before) or not self._others_wait():
+            return
+        self._beats += 1
+        self._write(f"{self._rank}.works", [os.getpid(), self._beats])
+
+    def _hush(self):
+        """No more signs of life: in a collective, or at the end."""
+        self._last = None
+        if self._beats:
+            with suppress(OSError):
+                (self._place / f"{self._rank}.works").unlink(missing_ok=True)
+            self._beats = 0
+
+    def _others_wait(self):
+        with suppress(OSError):
+            return any(name.isdecimal() and int(name) != self._rank for name in os.listdir(self._place))
+        return False
+
+    def _works(self, inside):
+        """Whether every rank that is late has given a sign of life since this was asked last."""
+        beats = {rank: self._read(f"{rank}.works") for rank in self._late(inside)[1]}
+        before, self._heard_beats = self._heard_beats, beats
+        return bool(beats) and all(beat and beat != before.get(rank) for rank, beat in beats.items())
 
     def _say(self, inside):
         """Note what this rank waits in, or that it does not; whether that was possible."""
@@ -88,29 +137,44 @@ class Watchdog:
         try:
             if inside is None:
                 path.unlink(missing_ok=True)
-            else:
-                beside = path.with_name(f".{path.name}.tmp")
-                beside.write_text(json.dumps([inside[0], inside[1]]))
-                os.replace(beside, path)
+                return True
+        except OSError:
+            return False
+        return self._write(path.name, [inside[0], inside[1]])
+
+    def _write(self, name, words):
+        beside = self._place / f".{name}.tmp"
+        try:
+            beside.write_text(json.dumps(words))
+            os.replace(beside, self._place / name)
         except OSError:
             return False
         return True
 
-    def _judge(self, inside):
+    def _late(self, inside):
+        """({rank: what it waits in, or None}, the ranks that others wait for)."""
         name, number, members = inside
         waiting = {rank: self._heard(rank) for rank in members()}
         waiting[self._rank] = [name, number]
-        there = [rank for rank, heard in waiting.items() if heard]
         newest = max(heard[1] for heard in waiting.values() if heard)
-        late = [rank for rank, heard in waiting.items() if not heard or heard[1] < newest]
+        return waiting, [rank for rank, heard in waiting.items() if not heard or heard[1] < newest]
+
+    def _judge(self, inside):
+        waiting, late = self._late(inside)
+        there = [rank for rank, heard in waiting.items() if heard]
         if self._rank != min(rank for rank in there if rank not in late or rank == self._rank):
             time.sleep(SPEAKER_SECONDS)
-        self._end(*self._sentence(name, waiting, late))
+        self._end(*self._sentence(inside[0], waiting, late))
 
     def _heard(self, rank):
-        with suppress(OSError, ValueError):
-            name, number = json.loads((self._place / str(rank)).read_text())
+        with suppress(TypeError, ValueError):
+            name, number = self._read(str(rank))
             return [str(name), int(number)]
+        return None
+
+    def _read(self, name):
+        with suppress(OSError, ValueError):
+            return json.loads((self._place / name).read_text())
         return None
 
     def _sentence(self, name, waiting, late):
@@ -124,3 +188,8 @@ class Watchdog:
         others = f", and {len(late) - 1} more" if len(late) > 1 else ""
         return (f"rank {rank} on {self._hosts[rank]}{others} {doing}, while others wait in {name} for more than "
                 f"{self._seconds:g} s; expected all ranks there; {remedy}", rank, self._hosts[rank])
+
+
+def _processor_seconds():
+    """Of this process, without the thread that asks."""
+    return time.process_time() - time.thread_time()

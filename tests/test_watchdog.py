@@ -17,9 +17,10 @@ class Ranks:
     """Three watchdogs of one run, and what they say."""
 
     def __init__(self, folder, seconds=0.4):
-        self.said = []
+        self.said, self.clocks = [], [0.0, 0.0, 0.0]
         self.dogs = [Watchdog(folder, rank, HOSTS, seconds,
-                              lambda *words, rank=rank: self.said.append((rank, *words))) for rank in range(3)]
+                              lambda *words, rank=rank: self.said.append((rank, *words)),
+                              clock=lambda rank=rank: self.clocks[rank]) for rank in range(3)]
 
     def enter(self, rank, name, number):
         self.dogs[rank].enter(name, number, lambda: range(3))
@@ -72,6 +73,37 @@ def test_who_works_or_comes_in_time_is_not_late(ranks):
         ranks.wait(0.1)
         ranks.dogs[0].leave()
     assert ranks.said == []
+
+
+def work(ranks, rank, seconds):
+    """The rank's processor time grows for so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not ranks.said:
+        ranks.clocks[rank] += 0.02
+        time.sleep(0.02)
+
+
+def test_who_works_alone_for_longer_than_the_patience_is_waited_for_until_it_no_longer_works(ranks):
+    ranks.enter(0, "bcast", 7)
+    ranks.enter(2, "bcast", 7)
+    work(ranks, 1, 2.0)
+    assert ranks.said == [], "five times the patience"
+    ranks.wait(5)
+    assert ranks.said[0][1].startswith("rank 1 on node02 has not come, while others wait in bcast")
+
+
+def test_two_are_late_and_one_of_them_works(ranks):
+    ranks.enter(0, "bcast", 7)
+    work(ranks, 1, 5)
+    assert ranks.said[0][1].startswith("rank 1 on node02, and 1 more has not come")
+
+
+def test_work_without_an_end_is_not_waited_for(ranks, monkeypatch):
+    monkeypatch.setattr("vitrea.engine.watchdog.LONGEST_WORK", 3.0)
+    ranks.enter(0, "bcast", 7)
+    ranks.enter(2, "bcast", 7)
+    work(ranks, 1, 10)
+    assert ranks.said[0][1].startswith("rank 1 on node02 has not come")
 
 
 def test_a_run_that_is_suspended_as_a_whole_is_not_late(tmp_path):
