@@ -53,6 +53,8 @@ HARMS = ("kill a rank", "kill all", "kill the launcher", "stop a rank", "termina
 class Trial:
     """One job in a folder of its own, the harm done to it, and whether it ended as it should."""
 
+    patience, hanging = PATIENCE, HANGING
+
     def __init__(self, folder, good, seed):
         self.folder, self.run, self.random, self.done = folder, folder / "run", random.Random(seed), []
         shutil.copytree(good / "sim", folder / "sim")
@@ -81,12 +83,12 @@ class Trial:
         launcher = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(ranks)]
         with open(self.folder / "told", "ab") as told:
             process = subprocess.Popen([*ORDINARY, *launcher, sys.executable, "slow.py", *words], cwd=self.folder,
-                                       stdout=told, stderr=told, env=os.environ | {"VITREA_PATIENCE": str(PATIENCE)})
+                                       stdout=told, stderr=told, env=os.environ | {"VITREA_PATIENCE": str(self.patience)})
         self._wait_for_a_moment(process)
         whole_before = self._whole()
         undo = self._harm(harm, process)
         try:
-            process.wait(HANGING)
+            process.wait(self.hanging)
         except subprocess.TimeoutExpired:
             self._end(process)
             return f"hangs after '{harm}'", False
@@ -234,7 +236,11 @@ def main():
     parser.add_argument("--n", type=int, default=100, help="trials (default 100)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first trial")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="of the watchdog [s] (default 15)")
+    parser.add_argument("--hanging", type=float, default=HANGING, help="seconds after which a run counts as hanging "
+                        "(default 90); more of both for a machine that is busy with other work")
     arguments = parser.parse_args()
+    Trial.patience, Trial.hanging = arguments.patience, arguments.hanging
     begun = time.monotonic()
     findings, harm = run(arguments.n, arguments.seed, arguments.first, tell=lambda text: print(text, flush=True))
     minutes = round((time.monotonic() - begun) / 60, 1)
