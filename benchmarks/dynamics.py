@@ -250,8 +250,8 @@ def scan_rows(result):
 
 
 def quench_rows(result):
-    """T10. At 1,500 trajectories a time half way up has a standard error of 0.013, and the largest of nine deviations is
-    beyond 0.03 once in ten runs; at 4,000 it is 0.008, and once in a thousand."""
+    """T10. With 1,500 trajectories chance alone (binomial) brings one of nine times beyond 0.03 in 7 % of the runs,
+    with 4,000 in 0.04 %."""
     p_flat, wide = _column(result, "p_flat"), _widened(result, 1500)
     off = np.abs(p_flat - _column(result, "theory_p_flat"))
     times = [cell["quench_time"] for cell in result["cells"]]

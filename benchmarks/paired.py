@@ -14,13 +14,12 @@ MEASURES = ("auprc", "f1", "recall", "calibration", "seconds")
 
 
 class Resamples:
-    """What RESAMPLES draws of seeds and micrographs are; the same for all arms."""
+    """RESAMPLES draws of seeds and micrographs, the same for all arms."""
 
-    def __init__(self, seeds, micrographs, n=RESAMPLES):
-        random = np.random.default_rng(0)
-        self.seeds = list(seeds)
-        self._drawn = random.integers(len(self.seeds), size=(n, len(self.seeds)))
-        chosen = random.integers(micrographs, size=(n, len(self.seeds), micrographs))
+    def __init__(self, seeds, micrographs):
+        random, self.seeds = np.random.default_rng(0), list(seeds)
+        self._drawn = random.integers(len(self.seeds), size=(RESAMPLES, len(self.seeds)))
+        chosen = random.integers(micrographs, size=(*self._drawn.shape, micrographs))
         self._counts = (chosen[..., None] == np.arange(micrographs)).sum(axis=2)
 
     def means(self, ranked):
