@@ -25,7 +25,7 @@ PRINTED_EPSILON = 30.0      # what the plotted curve of the authors' repository 
 STEPS_PER_SECOND = 4e7      # of one core, for outlooks only
 RELIABLE_TIME = 5.0         # freezing times below it are of a few hops, and Poisson's
 LEAST_ERROR = 1e-12         # of a mean over one trajectory, or over some that are alike
-LATE, MOST_LATE = 0.1, 0.05   # of the run; of the trajectories: more that cross as late as that, and nothing has frozen
+LATE, MOST_LATE = 0.1, 0.1   # of the run; of the trajectories: where more cross as late as that, nothing has frozen
 CLOSE_STRENGTHS = 1e-3      # relative: a learning rate or noise strength is that of a published table
 
 Result = Mapping[str, object]

@@ -42,7 +42,7 @@ def test_a_run_too_short_to_freeze_says_so_and_one_that_freezes_does_not(run_job
                                          learning_rates=f"[{rate}]", noise_strengths=f"[{strength}]")
                                  / "result.json").read_text(encoding="utf-8"))
                      for rate, strength in ((0.1, 0.1), (0.05, 0.01)))
-    assert short["verdict"][-1].startswith("note     1 of 1 cells had not frozen: more than 5 % of their trajectories")
+    assert short["verdict"][-1].startswith("note     1 of 1 cells had not frozen: more than 10 % of their trajectories")
     assert "in the last 10 % of the 300 steps" in short["verdict"][-1]
     assert short["cells"][0]["crossed_late"] > 0.5
     assert frozen["cells"][0]["crossed_late"] == 0
