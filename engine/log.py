@@ -270,7 +270,7 @@ def format_bytes(count: float | None) -> str:
 
 _COLUMN = "   "
 _AT_WORK = {"train": "in training", "scan": "in the scan", "extract": "in the extraction",
-            "wait": "while it waited for new files"}
+            "wait": "while it waited for new files", "bench": "in the measurement"}
 _WITHOUT_CLASSES = {"picks": "{:,} picks", "particles": "{:,} particles", "threshold": "threshold {:.3f}",
                     "f1": "F1 {:.3f}", "rounds": "{} rounds", "f": "F {:.3f}", "skipped": "{} skipped"}
 _WORDS: dict[str, Callable[[Record], list[str]]] = {

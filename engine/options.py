@@ -135,6 +135,7 @@ SECTIONS = {
     "job": "What is classified",
     "following": "Data that arrive while the job runs",
     "selection": "The selection",
+    "measurement": "What is measured",
     "simulation": "What is simulated",
     "specimen": "The specimen",
     "microscope": "The microscope",

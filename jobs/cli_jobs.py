@@ -96,4 +96,4 @@ def _new_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> Sequenc
 def _job_names() -> list[str]:
     from vitrea.jobs.jobfile import JOBS
 
-    return list(JOBS)
+    return [name for name in JOBS if name != BENCH]   # `vitrea new bench` prints a scaling study

@@ -30,6 +30,7 @@ from vitrea.engine.options import (
     format_value,
     options_of,
 )
+from vitrea.jobs.bench_job import BenchOptions
 from vitrea.jobs.select_job import SelectOptions
 from vitrea.jobs.simulation import SimulateMicrographsOptions, SimulateParticlesOptions
 from vitrea.picker.options import ExtractOptions, PickOptions, PickTrainOptions, RecurseOptions
@@ -163,6 +164,15 @@ JOBS = {
             DynamicsOptions,
             "vitrea.engine.dynamics:run",
             checker="vitrea.engine.dynamics:check",
+            products={"result": "result.json"},
+        ),
+        JobType(
+            "bench",
+            "a measurement of this machine, one of 'vitrea bench'",
+            BenchOptions,
+            "vitrea.jobs.bench_job:run",
+            checker="vitrea.jobs.bench_job:check",
+            products={"records": "bench.jsonl"},
         ),
     )
 }

@@ -29,6 +29,7 @@ SMALL = 4 * 2**20      # bytes; of a larger file the content is not read
 TOLD = 3               # changes that are told, at most
 # of a run folder, what says when and how it was run, and not what came out
 NO_INPUT = (JOB_NAME, LINES_NAME, RECORDS_NAME, "report.html", "checkpoint.h5", "checkpoint-earlier.h5")
+GONE = (-1, 0, "")     # mark of a file that a STAR file lists and that is not there
 MACHINE = "machine"    # the section of keys on which no result depends
 
 
@@ -52,7 +53,8 @@ class Inputs:
         words = [f"{name} was {before.keys.get(name, 'default')}, is {self.keys.get(name, 'default')}"
                  for name in self.changed_keys(before)]
         for name in self.changed_files(before):
-            what = "is new" if name not in before.files else "is gone" if name not in self.files else "has changed"
+            gone = self.files.get(name, GONE) == GONE
+            what = "is gone" if gone else "is new" if name not in before.files else "has changed"
             words.append(f"{name} {what}")
         more = len(words) - TOLD
         return "; ".join(words[:TOLD]) + (f"; and {more} more" if more > 0 else "")
@@ -119,7 +121,7 @@ def _mark(path: Path) -> tuple[int, int, str]:
         status = path.stat()
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if status.st_size <= SMALL else ""
     except OSError:
-        return (-1, 0, "")   # a micrograph that is listed and missing: the job says what it makes of it
+        return GONE   # a micrograph that is listed and missing: the job says what it makes of it
     return (status.st_size, status.st_mtime_ns, digest)
 
 

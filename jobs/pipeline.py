@@ -16,15 +16,31 @@ import yaml
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
-from vitrea.engine.options import Option, format_value
+from vitrea.engine.options import Option, ParticleJobOptions, format_value
 from vitrea.jobs import jobfile
 from vitrea.jobs.jobfile import CLUSTER, PIPELINE, Entry, Job, JobType, entries_of, suggestion
+from vitrea.jobs.select_job import SelectOptions
+from vitrea.picker.options import MicrographOptions, PickOptions
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 FOLDER = "folder"                             # the product that every stage has
 RESERVED = ("earlier", "submit")              # folders of the pipeline itself
 RANKS = Option("ranks", int, True, None, "ranks of this stage", minimum=1, null_means="all", example=4)
+
+
+# What a key takes, by the places of products (JOBS in jobs/jobfile.py); a key that is not here takes anything.
+PARTICLES = ("run_data.star", "particles.star", "truth.star", "selected.star", "rejected.star")
+MICROGRAPHS = ("micrographs.star", "autopick.star")
+TAKES = {
+    (ParticleJobOptions, "input"): PARTICLES,
+    (MicrographOptions, "input"): MICROGRAPHS,
+    (MicrographOptions, "unlabelled"): MICROGRAPHS,
+    (MicrographOptions, "coordinates"): ("coordinates",),
+    (MicrographOptions, "ignore"): ("ignore",),
+    (PickOptions, "model"): ("model.npz",),
+    (SelectOptions, "input"): ("",),
+}
 
 
 @dataclass(frozen=True)
@@ -178,9 +194,31 @@ def _resolved(read: _ReadStage, earlier: list[Stage], output: Path) -> Stage:
     """The stage with its references resolved and its values checked."""
     places = {stage.name: {FOLDER: stage.folder} | {
         name: stage.folder / place for name, place in stage.job.type.products.items()} for stage in earlier}
+    kinds = {stage.name: stage.job.type.products for stage in earlier}
+    for name, entry in read.entries.items():
+        _require_taken(read.job_type, name, entry, kinds)
     entries = {name: replace(entry, text=_substituted(entry, places)) for name, entry in read.entries.items()}
     entries["output"] = Entry(str(output / read.name), read.where)
     return Stage(read.name, jobfile.resolve(read.where, read.job_type, entries), read.ranks, read.entries)
+
+
+def _require_taken(job_type: JobType, name: str, entry: Entry, made: Mapping[str, Mapping[str, str]]) -> None:
+    """JobError for a product that a key cannot be made of: a model of classes is no stack of particles."""
+    wanted = next((taken for (kind, key), taken in TAKES.items() if key == name and issubclass(job_type.options, kind)),
+                  None)
+    for stage, product in references(entry.text) if wanted else ():
+        known = {FOLDER: "", **made.get(stage, {})}
+        if known.get(product, wanted[0]) in wanted or entry.text != f"${{{stage}.{product}}}":
+            continue
+        fitting = [f"${{{stage}.{each}}}" for each, place in known.items() if place in wanted]
+        remedy = f"write {fitting[0]}" if fitting else f"stage {stage} makes nothing that does; take another stage"
+        found = known[product] or "a run folder"
+        raise JobError(f"{entry.where}: ${{{stage}.{product}}} is {found}, which is no {name} of a {job_type.name} "
+                       f"job; expected {_named(wanted)}; {remedy}")
+
+
+def _named(places: tuple[str, ...]) -> str:
+    return "the folder of a run" if places == ("",) else f"one like {' or '.join(places)}" if places[1:] else places[0]
 
 
 def _substituted(entry: Entry, places: Mapping[str, Mapping[str, Path]]) -> str:

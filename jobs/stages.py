@@ -20,7 +20,7 @@ from vitrea.engine.options import options_of
 from vitrea.jobs import run as jobs_run
 from vitrea.jobs.jobfile import JOB_NAME, PIPELINE, resolved_notes, started_in
 from vitrea.jobs.launcher import end_together, on_rank_0
-from vitrea.jobs.ledger import LEDGER_NAME, inputs_of, read_ledger, write_ledger
+from vitrea.jobs.ledger import LEDGER_NAME, Inputs, inputs_of, read_ledger, write_ledger
 from vitrea.jobs.pipeline import Pipeline, Stage, read_pipeline, references, write_pipeline
 
 EARLIER = "earlier"
@@ -126,7 +126,7 @@ def _decide(pipeline: Pipeline, stage: Stage) -> _Decision:
     if waits:
         raise JobError(f"stage {stage.name}: it takes what stage {waits[0]} makes, which is not done; expected that to "
                        f"be run before; leave --stage out, or run --stage {waits[0]} first")
-    now = inputs_of(stage.job)
+    now = _inputs_now(stage)
     decision = _decision(pipeline, stage, known.get(stage.name), now)
     if decision.what == SKIP:
         return decision
@@ -134,6 +134,14 @@ def _decide(pipeline: Pipeline, stage: Stage) -> _Decision:
         decision = _Decision(BEGIN, decision.why or "nothing is known of the run in its folder", _put_aside(stage))
     write_ledger(pipeline.output, known | {stage.name: (now, False)})
     return decision
+
+
+def _inputs_now(stage: Stage) -> Inputs:
+    """Keys and files of a stage; JobError, of the stage, if what its input lists is not there any more."""
+    try:
+        return inputs_of(stage.job)
+    except JobError as mistake:
+        raise JobError(f"stage {stage.name}: {mistake}") from mistake
 
 
 def _decision(pipeline: Pipeline, stage: Stage, known: tuple | None, now: object) -> _Decision:
@@ -166,7 +174,7 @@ def _settle(pipeline: Pipeline, stage: Stage) -> None:
     """Note that a stage is done; JobError if its inputs have changed while it ran."""
     known = read_ledger(pipeline.output)
     before, _ = known[stage.name]
-    now = inputs_of(stage.job)
+    now = _inputs_now(stage)
     if now.changed_files(before):
         raise JobError(f"stage {stage.name}: {now.changes(before)} while it ran; expected input that stays as it is; "
                        f"'vitrea resume {pipeline.output}' runs the stage anew")

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,11 +67,26 @@ def submit(path: Path, overrides: Sequence[str], asked: Sequence[str], *, separa
     if dry:
         print("\n".join(batch.text for batch in batches), end="")
         return 0
-    _require_not_at_work(batches[0].output)
-    make_folder(batches[0].output / SUBMIT)
-    _write_submitted(batches[0], work)
-    _hand_in(batches)
+    output = batches[0].output
+    _require_not_at_work(output)
+    made = make_folder(output / SUBMIT)
+    try:
+        _write_submitted(batches[0], work)
+        _hand_in(batches)
+    except JobError:
+        _take_back(output, made)
+        raise
     return 0
+
+
+def _take_back(output: Path, made: Sequence[Path]) -> None:
+    """Leave nothing of a submission that no scheduler took, in folders that were made for it."""
+    if output / SUBMIT not in made or _jobs(output):
+        return
+    with suppress(OSError):
+        shutil.rmtree(output / SUBMIT)
+        for folder in made[1:]:
+            folder.rmdir()
 
 
 def with_threads(job: Job, allocation: Allocation, path: Path) -> Job:

@@ -136,13 +136,13 @@ def test_home_is_expanded(job, monkeypatch):
         (
             "input: a\n",
             "job.yaml: key 'job' is missing; expected one of classify2d, cluster, deep2d, pick-train, pick, "
-            "recurse, extract, select, simulate-particles, simulate-micrographs, dynamics, pipeline; add a line such "
+            "recurse, extract, select, simulate-particles, simulate-micrographs, dynamics, bench, pipeline; add a line such "
             "as 'job: classify2d'",
         ),
         (NEEDED.replace("2d", "3d"), "job.yaml:1: unknown job 'classify3d'; did you mean classify2d?"),
         ("job: scan\n",
          "job.yaml:1: unknown job 'scan'; expected one of classify2d, cluster, deep2d, pick-train, pick, recurse, "
-         "extract, select, simulate-particles, simulate-micrographs, dynamics, pipeline"),
+         "extract, select, simulate-particles, simulate-micrographs, dynamics, bench, pipeline"),
         ("", "job.yaml: the file is empty; expected a job; 'vitrea new classify2d > job.yaml' makes one"),
         ("# only words\n", "job.yaml: the file is empty; expected a job; 'vitrea new classify2d > job.yaml' makes one"),
         (

@@ -1,5 +1,6 @@
 """Pipelines: stages that take what others made, what a rerun does again or leaves, mistakes with their line."""
 import dataclasses
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -14,8 +15,10 @@ from vitrea.engine.log import read_records
 from vitrea.engine.options import options_of
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star
+from vitrea.jobs import ledger
 from vitrea.jobs.cli import main
 from vitrea.jobs.jobfile import JOBS, read_job
+from vitrea.jobs.ledger import Inputs
 from vitrea.jobs.pipeline import example, read_pipeline
 from vitrea.jobs.simulation import SimulateMicrographsOptions, SimulateParticlesOptions
 from vitrea.picker.coordinates import write_coordinates
@@ -108,6 +111,14 @@ def test_keys_of_a_stage_are_set_by_its_name(work):
      "job.yaml:16: ${first.partcles}: stage first makes no 'partcles'; did you mean particles?"),
     ("${first.particles}", "${first.x}", "expected one of ${first.folder}, ${first.particles}, ${first.classes}"),
     ("${first.particles}", "'${first.particles'", "job.yaml:16: '${first.particles' opens a reference that is not"),
+    ("${first.particles}", "${first.model}",
+     "job.yaml:16: ${first.model} is run_model.star, which is no input of a classify2d job; expected one like "
+     "run_data.star or particles.star"),
+    ("classify2d\n    input: ${first.particles}", "cluster\n    input: ${first.folder}",
+     "job.yaml:16: ${first.folder} is a run folder, which is no input of a cluster job; expected one like"),
+    ("classify2d\n    input: ${first.particles}\n    n_classes: 2", "select\n    input: ${first.particles}",
+     "which is no input of a select job; expected the folder of a run; write ${first.folder}"),
+    ("n_classes: 2", "follow: sim", "job.yaml:17: stage second follows a folder; expected stages whose input is there"),
     ("n_classes: 2", "n_clases: 2", "job.yaml:17: unknown key 'n_clases'; did you mean n_classes?"),
     ("n_classes: 2", "n_classes: many", "job.yaml:17: n_classes is 'many'; expected a whole number, at least 1"),
     ("    n_classes: 2\n", "", "job.yaml:14: key n_classes is missing; every classify2d job needs it"),
@@ -218,6 +229,58 @@ def test_the_same_made_again_changes_nothing_and_keys_that_may_change_within_a_r
     assert why("second") == "max_iterations was 3, is 4", "the particles of the first are the same"
     assert [record["iteration"] for record in read_records(Path("run/second/record.jsonl"))
             if record["kind"] == "iteration"] == [1, 2, 3, 4]
+
+
+def test_what_a_stage_has_listed_and_is_deleted_is_noticed(work, capsys):
+    (work / "job.yaml").write_text(FIRST)
+    assert main(["run", "job.yaml"]) == 0
+    stack = next((work / "sim").glob("particles*.mrcs"))
+    stack.unlink()
+    assert main(["resume", "run"]) == 2
+    told = capsys.readouterr().err
+    assert "stage first: sim/particles.star row 1: the image file" in told
+    assert "does not exist" in told
+
+
+def test_a_micrograph_that_is_listed_and_gone_is_called_so():
+    before, now = ({"a.mrc": mark} for mark in ((5, 1, "x"), ledger.GONE))
+    keys = {"n": "1"}
+    assert Inputs(keys, now).changes(Inputs(keys, before)) == "a.mrc is gone"
+    assert Inputs(keys, before).changes(Inputs(keys, now)) == "a.mrc has changed"
+    assert Inputs(keys, {}).changes(Inputs(keys, before)) == "a.mrc is gone"
+
+
+MEASURED = """\
+job: pipeline
+output: run
+stages:
+  - name: machine
+    job: bench
+    measure: polar
+    words: --quick --n 1 --rings 8 --particles 8
+  - job: dynamics
+    experiment: cooling
+"""
+
+
+def test_measurements_and_experiments_are_stages(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(MEASURED)
+    assert main(["check", "job.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "measures    polar: pixels to angular harmonics" in told
+    assert "stage 2 of 2   dynamics" in told
+    assert main(["run", "job.yaml", "--stage", "machine"]) == 0
+    record = json.loads(Path("run/machine/bench.jsonl").read_text())
+    assert (record["name"], record["rings"]) == ("polar", 8)
+    assert main(["run", "job.yaml", "--stage", "machine"]) == 0
+    assert states() == [("machine", "skip")]
+    for words, told in (("--n 1 --wings 2", "words: unrecognized arguments: --wings 2; expected what 'vitrea bench"),
+                        ("--records x", "words: --records was found; expected neither of --records, --json"),
+                        ("a 'b", "(No closing quotation); expected words as on a command line")):
+        Path("job.yaml").write_text(MEASURED.replace("--quick --n 1 --rings 8 --particles 8", json.dumps(words)))
+        assert main(["check", "job.yaml", "--set", "output=other"]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_pipeline_does_not_take_the_folder_of_another_run(work, capsys):

@@ -80,6 +80,20 @@ def refused(capsys, *words):
     return told.err
 
 
+def test_a_submission_that_no_scheduler_takes_leaves_no_folder(work, programs, tmp_path, capsys):
+    sbatch = tmp_path / "bin" / "sbatch"
+    good = sbatch.read_text()
+    sbatch.write_text("#!/bin/sh\necho 'invalid partition specified: cpu' >&2; exit 1\n")
+    assert "refused: invalid partition specified: cpu" in refused(capsys)
+    assert not (work / "run").exists()
+    (work / "run").mkdir()
+    (work / "run" / "notes").write_text("mine")
+    refused(capsys)
+    assert [path.name for path in (work / "run").iterdir()] == ["notes"], "what was there stays"
+    sbatch.write_text(good)
+    assert main(["submit", "job.yaml"]) == 0
+
+
 # ---- what is asked for
 
 def test_slurm_is_asked_in_its_own_words(work, capsys):

@@ -81,9 +81,10 @@ class Trial:
         """Start or go on, do harm, wait for the end, undo it: (what went wrong, whether the run is done)."""
         words = ["resume", "run"] if (self.run / "job.yaml").exists() else ["run", "job.yaml"]
         launcher = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(ranks)]
+        environment = os.environ | {"VITREA_PATIENCE": str(self.patience)}
         with open(self.folder / "told", "ab") as told:
             process = subprocess.Popen([*ORDINARY, *launcher, sys.executable, "slow.py", *words], cwd=self.folder,
-                                       stdout=told, stderr=told, env=os.environ | {"VITREA_PATIENCE": str(self.patience)})
+                                       stdout=told, stderr=told, env=environment)
         self._wait_for_a_moment(process)
         whole_before = self._whole()
         undo = self._harm(harm, process)
