@@ -90,10 +90,11 @@ def deviation_ratios(image, places, side):
     """float64[n]: deviation of the grey values in a square of `side` [px] around places float[n, 2] (y, x), over the
     median of such deviations in the micrograph float32[H, W]; from a grid of about DEVIATION_SAMPLES by square.
 
-    A flat place has a ratio near 0; an edge of carbon, ice or a contaminant one far above 1. NaN where all is flat.
+    A flat place has a ratio near 0; an edge of carbon, ice or a contaminant one far above 1; a hot pixel, which is
+    clipped first, none. NaN where all is flat.
     """
     step, window = _deviation_grid(side)
-    sample = image[::step, ::step].astype(np.float64)
+    sample = clip_outliers(image[::step, ::step]).astype(np.float64)
     sample -= sample.mean()
     variance = uniform_filter(np.square(sample), window) - np.square(uniform_filter(sample, window))
     deviation = np.sqrt(np.maximum(variance, 0))
@@ -105,7 +106,7 @@ def deviation_ratios(image, places, side):
 def reference_deviation_ratios(image, places, side):
     """NumPy twin of `deviation_ratios`, window by window."""
     step, window = _deviation_grid(side)
-    sample = image[::step, ::step].astype(np.float64)
+    sample = clip_outliers(image[::step, ::step]).astype(np.float64)
     padded = np.pad(sample, (window // 2, window - 1 - window // 2), mode="symmetric")
     deviation = np.lib.stride_tricks.sliding_window_view(padded, (window, window)).std(axis=(2, 3))
     rows = [np.clip(np.rint(np.asarray(place) / step).astype(int), 0, np.array(sample.shape) - 1) for place in places]

@@ -69,6 +69,9 @@ def test_deviations_around_places_are_their_twin_and_show_what_is_there(side):
     found = deviation_ratios(image, places, side)
     np.testing.assert_allclose(found, reference_deviation_ratios(image, places, side), rtol=1e-6)
     assert found[0] < 0.5 < found[2] < 2 < found[1]
+    hot = image.copy()
+    hot[60, 60] = 1e6
+    assert deviation_ratios(hot, places, side)[2] < 2, "a hot pixel is no crystal of ice"
     assert np.isnan(deviation_ratios(np.ones((70, 70), np.float32), places[:1], side)).all()
     assert deviation_ratios(image, np.zeros((0, 2)), side).shape == (0,)
 
