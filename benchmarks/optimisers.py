@@ -15,6 +15,7 @@ are there are not done again, so that the command goes on where it was stopped. 
 import argparse
 import json
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +26,7 @@ import numpy as np
 
 from vitrea.benchmarks.measure import append_line, read_lines
 from vitrea.benchmarks.paired import ABLATIONS, OURS, judged, told
+from vitrea.benchmarks.picking import SETS, places_and_discs, prepare
 from vitrea.benchmarks.progress import Progress
 from vitrea.benchmarks.records import surroundings
 from vitrea.engine.comm import alone
@@ -33,7 +35,7 @@ from vitrea.engine.simulate import noise_sd, simulated_views
 from vitrea.picker.calibration import Reliability, fit
 from vitrea.picker.evaluate import best_threshold, curve, verdicts
 from vitrea.picker.labels import Augmentation, LabelledMicrograph, Sampler
-from vitrea.picker.micrographs import Micrograph, Preparation
+from vitrea.picker.micrographs import Micrograph, Preparation, read_micrograph
 from vitrea.picker.network import Layer, Network
 from vitrea.picker.pick import Picker
 from vitrea.picker.scene import CLEAN
@@ -50,6 +52,7 @@ BUDGET = 400                   # gradients of PART tiles
 SNRS = (0.4, 0.2, 0.13)
 MIDDLE = SNRS[1]
 WRONG = (0.0, 0.1, 0.2)
+REAL = {"apoferritin": (3, 5)}   # sets, and how many micrographs are trained on, or come before those for testing
 TUNING = (1000, 1001)          # seeds
 STOPS = (0.4, 0.6, 0.8, 1.0)   # of the budget: where validation may stop a training
 FLOOR = 0.01                   # of the scores: candidates below are left out
@@ -92,18 +95,20 @@ ARMS = {
 # ---- data
 
 class Case:
-    """What a seed has at an SNR with a share of wrong labels: micrographs and, drawn once for all arms, tiles."""
+    """What a seed has at an SNR, or of a real set, with a share of wrong labels: micrographs, and tiles that are drawn
+    once for all arms."""
 
     def __init__(self, snr, wrong, seed):
-        self.seed, self.preparation = seed, Preparation.of(SMALL, DIAMETER)
-        self.diameter = DIAMETER / self.preparation.pixel_size
-        made = micrographs_of(snr, seed)
-        labels = [(places if k >= TRAINED + VALIDATED else spoiled(places, discs, wrong, self.diameter, (seed, k)))
-                  for k, (_, places, discs) in enumerate(made)]
-        self._training = [LabelledMicrograph(image, places, ignored=discs)
-                          for (image, _, discs), places in zip(made[:TRAINED], labels)]
-        judged = [(image, places, discs) for (image, _, discs), places in zip(made, labels)]
-        self.validation, self.test = judged[TRAINED:TRAINED + VALIDATED], judged[TRAINED + VALIDATED:]
+        real = snr in REAL
+        self.specimen = SETS[snr].diameter if real else DIAMETER
+        self.seed, self.preparation = seed, Preparation.of(SMALL, self.specimen)
+        self.diameter = self.specimen / self.preparation.pixel_size
+        made = real_micrographs(snr) if real else micrographs_of(snr, seed)
+        trained, judged = REAL[snr] if real else (TRAINED, TRAINED + VALIDATED)
+        spoilt = [(image, spoiled(places, discs, wrong, (image.shape, self.diameter), (seed, k)), discs)
+                  for k, (image, places, discs) in enumerate(made[:judged])]
+        self._training = [LabelledMicrograph(image, places, ignored=discs) for image, places, discs in spoilt[:trained]]
+        self.validation, self.test = spoilt[trained:], made[judged:]
         self._samplers = {}
 
     def sampler(self, augmentation):
@@ -167,12 +172,30 @@ def micrographs_of(snr, seed):
     return found
 
 
-def spoiled(places, discs, wrong, diameter, seed):
-    """Labels float64[n, 2] of which a share is wrong: half of those left out, half put where nothing is."""
+@lru_cache(maxsize=1)
+def real_micrographs(name):
+    """As `micrographs_of`, of a real set; the same for every seed. JobError if the data are not there."""
+    preparation = Preparation.of(SMALL, SETS[name].diameter)
+    with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
+        prepare(name, Path(temporary))
+        folder, found = Path(temporary) / name, []
+        for path in sorted((folder / "micrographs").glob("*.mrc")):
+            micrograph = read_micrograph(path)
+            image = preparation.apply(micrograph)
+            places, discs = places_and_discs(folder, path.stem)
+            scale = image.shape[0] / micrograph.image.shape[0]
+            found.append((image, places * scale, discs * scale))
+    return found
+
+
+def spoiled(places, discs, wrong, extent, seed):
+    """Labels float64[n, 2] of which a share is wrong: half of those left out, half put where nothing is. extent: shape
+    of the micrograph and the diameter [px]."""
+    shape, diameter = extent
     random, number = np.random.default_rng((*seed, 1)), round(wrong * len(places) / 2)
     kept, taken = places[random.permutation(len(places))[number:]], np.concatenate([places, discs[:, :2]])
     for _ in range(number):
-        tries = random.uniform(diameter / 2, SIDE - diameter / 2, (1000, 2))
+        tries = random.uniform(diameter / 2, np.array(shape) - diameter / 2, (1000, 2))
         free = np.hypot(*(tries[:, None] - taken).transpose(2, 0, 1)).min(axis=1) > diameter if len(taken) else [True]
         place = tries[np.flatnonzero(free)[:1]]
         kept, taken = np.concatenate([kept, place]), np.concatenate([taken, place])
@@ -203,7 +226,7 @@ def run_one(case, recipe, *, tested):
     for state in states_of(case, recipe):
         if marks and state.step >= round(marks[0] * recipe.steps):
             marks = [mark for mark in marks if state.step < round(mark * recipe.steps)]
-            picker = Picker(SMALL, state.parameters, state.statistics, case.preparation, DISTANCE * DIAMETER,
+            picker = Picker(SMALL, state.parameters, state.statistics, case.preparation, DISTANCE * case.specimen,
                             orientations=(0,))
             scored = case.scored(picker, case.validation)
             auprc = curve(scored, case.radius).auprc
@@ -315,8 +338,8 @@ def _timing(arm, chosen, runs):
 
 
 def conditions():
-    """[[(SNR, share of wrong labels)]]: labels complete, then wrong ones at the middle SNR, then at the others."""
-    return [[(snr, 0.0) for snr in SNRS], [(MIDDLE, wrong) for wrong in WRONG[1:]],
+    """[[(SNR or real set, share of wrong labels)]]: labels complete, then wrong ones, those of the middle SNR first."""
+    return [[(snr, 0.0) for snr in SNRS], [(name, 0.0) for name in REAL], [(MIDDLE, wrong) for wrong in WRONG[1:]],
             [(snr, wrong) for snr in SNRS if snr != MIDDLE for wrong in WRONG[1:]]]
 
 
@@ -328,10 +351,10 @@ def measure(given, progress):
     progress.step("tuning: trainings", len(arms) * (trials + trials // 2 * (len(TUNING) - 1)))
     chosen = tune(arms, runs)
     for part in conditions():
-        part = [each for each in part if each[1] in given.wrong]
+        part = [each for each in part if each[1] in given.wrong and (given.real or each[0] not in REAL)]
         if part:
-            progress.step(f"tests, wrong labels {part[0][1]:g} … {part[-1][1]:g}: trainings",
-                          len(part) * given.seeds * len(arms))
+            sets = ", ".join(f"{snr}" + (f" ({100 * wrong:.0f} % wrong)" if wrong else "") for snr, wrong in part)
+            progress.step(f"tests, {sets}: trainings", len(part) * given.seeds * len(arms))
         for seed, (snr, wrong), arm in product(range(given.seeds), part, arms):
             runs.done(("test", arm, chosen[arm][0], snr, wrong, seed), chosen[arm][1])
     return runs
@@ -348,6 +371,7 @@ def main(argv=None):
     add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
     add("--wrong", nargs="+", type=float, choices=WRONG, default=WRONG, metavar="S",
         help="shares of wrong labels (default: 0 0.1 0.2)")
+    add("--real", action="store_true", help=f"also on {', '.join(REAL)}, of VITREA_DATA")
     add("--table", action="store_true", help="train nothing; the table of the trainings that are there")
     add("--json", action="store_true", help="print the table as JSON")
     given, progress = parser.parse_args(argv), Progress()

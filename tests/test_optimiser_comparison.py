@@ -113,14 +113,16 @@ def test_seeds_that_an_arm_lacks_are_left_out():
 def test_wrong_labels_are_half_missing_and_half_where_nothing_is():
     random = np.random.default_rng(0)
     places, discs = random.uniform(20, 170, (20, 2)), np.array([[30.0, 30.0, 8.0]])
-    found = spoiled(places, discs, 0.2, 16.0, (1, 2))
+    extent = (192, 192), 16.0
+    found = spoiled(places, discs, 0.2, extent, (1, 2))
     kept = [any((place == each).all() for each in places) for place in found]
     assert len(found) == 20
     assert sum(kept) == 18
     taken = np.concatenate([places, discs[:, :2]])
     for place in found[~np.array(kept)]:
         assert np.hypot(*(taken - place).T).min() > 16.0
-    np.testing.assert_array_equal(np.sort(spoiled(places, discs, 0.0, 16.0, (1, 2)), axis=0), np.sort(places, axis=0))
+    none = spoiled(places, discs, 0.0, extent, (1, 2))
+    np.testing.assert_array_equal(np.sort(none, axis=0), np.sort(places, axis=0))
 
 
 def test_every_arm_has_eight_trials_and_one_budget():
