@@ -26,6 +26,7 @@ from vitrea.engine.log import NullLog, RunLog
 from vitrea.engine.model import Model, Settings, Totals, maximise
 from vitrea.engine.plan import machine_room, plan
 from vitrea.engine.shards import LARGEST_BLOCK
+from vitrea.engine.stacks import mark_of
 from vitrea.engine.storage import Memory, Scratch
 from vitrea.engine.warmup import compile_kernels
 from vitrea.kernels.mask import harmonic_disc
@@ -107,6 +108,7 @@ def run(options, *, resume, comm):
         if ended is None:
             return stopped(log, stop, begun.reached)
         log.line(_why_ended(ended))
+        tell_changed_stacks(begun)
         results.write(begun, ended)
         if options.half_sets and half_sets.write(begun, ended.model) is None:
             return stopped(log, stop, begun.reached)
@@ -126,6 +128,17 @@ def reopen(options, stop, comm):
         raise JobError(f"{options.output}: the run is not finished ({state.in_stage} of {_planned(options, state)} "
                        f"iterations); expected one that is; finish it with 'vitrea resume {options.output}'")
     return begun, state
+
+
+def tell_changed_stacks(run):
+    """A line in the log if a stack was written to, replaced or removed since it was read: the results are of before."""
+    changed = [] if run.marks is None else [
+        header.path for header, mark in zip(run.table.headers, run.marks)
+        if (now := mark_of(header.path)) is None or now[1:] != (mark["size"], mark["modified"])]
+    if changed:
+        more = f", and {len(changed) - 1} more stacks" if len(changed) > 1 else ""
+        run.log.line(f"doubtful   {changed[0]}{more} changed or gone since the run began; its results are of the "
+                     "images as they were read")
 
 
 def _why_ended(state):

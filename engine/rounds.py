@@ -51,6 +51,7 @@ def run(options, *, last, comm):
             state = classify2d.iterate_to_end(begun, state)
         if state is None:
             return classify2d.stopped(log, stop, begun.reached)
+        classify2d.tell_changed_stacks(begun)
         begun.log = log if last else _RoundLog(log, len(ends))
         results.write(begun, state)
         return "done"

@@ -27,6 +27,7 @@ from vitrea.jobs.launcher import end_together, on_rank_0
 
 CHECKPOINT_NAME = "checkpoint.h5"
 NO_MISTAKE = "no mistake found; nothing was run or written"
+NOT_SEEN = "not seen    values of the {}, for only headers are read: {}"
 FEW_MEMBERS = 5      # particles a class: with fewer, class averages are of noise
 SMALL_IN_BOX = 0.3    # of a box: particles are boxed more tightly
 SKIPPED_NAME = "skipped.star"
@@ -112,8 +113,9 @@ def check(path: Path, overrides: Sequence[str], ranks: int) -> int:
 
 
 def check_job(path: Path, job: Job, ranks: int) -> list[str]:
-    """What a job will need, for `vitrea check`; JobError for what is wrong with it."""
+    """What a job will need, and what a look at headers cannot tell; JobError for what is wrong with it."""
     from vitrea.engine.particles import read_particles
+    from vitrea.picker.options import MicrographOptions
 
     if getattr(job.options, "follow", None) is not None:
         from vitrea.jobs import follow
@@ -123,11 +125,14 @@ def check_job(path: Path, job: Job, ranks: int) -> list[str]:
     if job.type.checker:
         found = job.type.load_checker()(job.options)
         require_free(job.options.output)
-        return [f"{path}   {job.type.name}   into {job.options.output}", *found]
+        unseen = [NOT_SEEN.format("micrographs", "contrast, ice, values that are not finite")] if isinstance(
+            job.options, MicrographOptions) else []
+        return [f"{path}   {job.type.name}   into {job.options.output}", *found, *unseen]
     table = read_particles(job.options.input)
     planned = job.type.load_planner()(job.options, table, ranks)
     require_free(job.options.output)
-    return [*_check_lines(path, job, table, planned, ranks), *_doubts(job.options, planned)]
+    unseen = NOT_SEEN.format("images", "contrast, normalisation, values that are not finite")
+    return [*_check_lines(path, job, table, planned, ranks), unseen, *_doubts(job.options, planned)]
 
 
 def _begin(path: Path, overrides: Sequence[str], ranks: int) -> tuple[Job, list[Path]]:

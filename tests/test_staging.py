@@ -1,6 +1,7 @@
 """Images staged once per node: those of the stacks, read in large pieces, in one copy that leaves nothing behind."""
 import errno
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from mpi4py import MPI
 
 from tests.running import same_files
-from vitrea.engine import staging
+from vitrea.engine import classify2d, staging
 from vitrea.engine.errors import JobError
 from vitrea.engine.particles import read_particles
 from vitrea.engine.stacks import read_images
@@ -105,3 +106,20 @@ def test_ranks_of_a_node_share_one_copy_and_the_result_is_the_same(stacks, launc
     assert f"staged   {gigabytes:.3g} GB of images on 1 node, a copy each, in scratch" in ended.stdout
     same_files(tmp_path / "staged", tmp_path / "plain", ("run_data.star", "run_model.star", "run_classes.mrcs"))
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_stack_that_changes_after_it_was_read_is_told(stacks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(stacks / "plain", tmp_path / "sim")
+    star = tmp_path / "sim" / "particles.star"
+    star.write_text(star.read_text().replace(str(stacks / "plain"), "sim"))
+    job = JOB.replace("{stacks}/plain", "sim").replace("staging: true\nscratch: scratch\n", "")
+    (tmp_path / "job.yaml").write_text(job)
+    start = classify2d.start
+    monkeypatch.setattr(classify2d, "start", lambda run: (os.utime(run.table.stacks[0], (1, 1)), start(run))[1])
+    assert main(["run", "job.yaml"]) == 0
+    told = (tmp_path / "staged" / "run.out").read_text()
+    assert "particles.mrcs changed or gone since the run began; its results are of the images as they were" in told
+    monkeypatch.setattr(classify2d, "start", start)
+    assert main(["run", "job.yaml", "--set", "output=other"]) == 0
+    assert "changed or gone" not in (tmp_path / "other" / "run.out").read_text()
