@@ -121,20 +121,32 @@ def _gain(found, one, other):
 
 def told(found):
     """The tables and verdicts, as Markdown."""
-    lines = []
-    for row in found["conditions"]:
-        wrong = f"{100 * row['wrong']:.0f} % of the labels wrong" if row["wrong"] else "labels complete"
-        name = row["snr"] if isinstance(row["snr"], str) else f"SNR {row['snr']:g}"
-        lines += [f"{name}, {wrong}, {row['seeds']} seeds", "",
-                  f"| arm | AUPRC (95 %) | above {STANDARD} (95 %) | F1 | recall at precision 0.9 | "
-                  "calibration error | CPU [s] |", "|---" * 7 + "|"]
-        for arm, of in sorted(row["arms"].items(), key=lambda item: -item[1]["auprc"]):
-            above = _signed([of["above_standard"], *of["above_interval"]]) if "above_standard" in of else "–"
-            low, high = of["interval"]
-            lines.append(f"| {arm} | {of['auprc']:.3f} ({low:.3f}–{high:.3f}) | {above if arm != STANDARD else '–'} | "
-                         f"{of['f1']:.3f} | {of['recall']:.3f} | {of['calibration']:.3f} | {of['seconds']:.1f} |")
-        lines.append("")
+    rows = found["conditions"]
+    most = max(len(row["arms"]) for row in rows)
+    whole = [row for row in rows if len(row["arms"]) == most]
+    arms = sorted(whole[0]["arms"], key=lambda arm: -np.mean([row["arms"][arm]["auprc"] for row in whole]))
+    lines = _table("AUPRC (95 %)", rows, arms, lambda of: f"{of['auprc']:.3f} ({of['interval'][0]:.3f}–"
+                   f"{of['interval'][1]:.3f})")
+    lines += _table(f"AUPRC above {STANDARD} (95 %)", rows, [arm for arm in arms if arm != STANDARD], lambda of: (
+        _signed([of["above_standard"], *of["above_interval"]]) if "above_standard" in of else "–"))
+    for name, words in (("f1", "F1"), ("recall", "recall at precision 0.9"), ("calibration", "calibration error")):
+        lines += _table(words, rows, arms, lambda of, name=name: f"{of[name]:.3f}")
     return "\n".join([*lines, *_verdict_lines(found["verdicts"])])
+
+
+def _table(words, rows, arms, cell):
+    """Lines of a table with a column for each condition."""
+    heads = [_head(row) for row in rows]
+    lines = [f"| {words} | {' | '.join(heads)} |", "|---" * (len(rows) + 1) + "|"]
+    for arm in arms:
+        cells = [cell(row["arms"][arm]) if arm in row["arms"] else "–" for row in rows]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _head(row):
+    name = row["snr"] if isinstance(row["snr"], str) else f"SNR {row['snr']:g}"
+    return name + (f", {100 * row['wrong']:.0f} % wrong" if row["wrong"] else "") + f", n = {row['seeds']}"
 
 
 def _verdict_lines(found):

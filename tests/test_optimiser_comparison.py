@@ -101,7 +101,7 @@ def test_a_default_that_is_worse_with_wrong_labels_does_not_win():
     assert found["verdicts"]["default"]["best"] == "SASA"
     assert found["verdicts"]["default"]["becomes"] == "Adam"
     text = told(found)
-    assert "SNR 0.4, 20 % of the labels wrong, 6 seeds" in text
+    assert "SNR 0.4, 20 % wrong, n = 6" in text
     assert "* **The default** is Adam. Largest mean AUPRC: SASA" in text
 
 
