@@ -126,7 +126,7 @@ def test_from_labels_to_a_stack_for_classification(work, capsys):
     assert images.shape == (len(table), 24, 24)
     middle, corner = images[:, 8:16, 8:16].mean(), images[:, :3, :3]
     assert middle > 1.5 * corner.std()   # bright particles
-    assert abs(corner.mean()) < 0.1
+    assert abs(corner.mean()) < 0.2
 
 
 def test_without_micrographs_held_back_the_judge_is_cross_validation_or_told_to_be_the_training(work):
