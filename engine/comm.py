@@ -1,6 +1,7 @@
 """MPI: the communicator, whether the launcher meant it, and how ranks agree to stop. The only module that imports
 mpi4py."""
 import atexit
+import faulthandler
 import functools
 import os
 import platform
@@ -19,6 +20,7 @@ from vitrea.engine.watchdog import Watchdog, patience
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 STOP_TAG = 7001
 WAIT_SECONDS = 0.05
+STUCK_SECONDS = 1.0   # after which a process that could not end itself by a sentence is ended by a traceback
 LAST_SECONDS = 5.0   # for an Abort to end this process, before it ends itself
 COLLECTIVES = ("Barrier", "Bcast", "Gather", "Gatherv", "Scatter", "Scatterv", "Allgather", "Allgatherv", "Reduce",
                "Allreduce", "bcast", "gather", "scatter", "allgather", "reduce", "allreduce")
@@ -104,6 +106,8 @@ class Start:
         if self._seconds:
             Start._now = self._timer
             self._timer.start()
+            # MPI's own start holds the interpreter, and the timer with it: this one needs no interpreter
+            faulthandler.dump_traceback_later(self._seconds + STUCK_SECONDS, exit=True, file=2)
         return self
 
     def __exit__(self, *_):
@@ -114,6 +118,7 @@ class Start:
         """All ranks are there, and watched from now on."""
         if cls._now:
             cls._now.cancel()
+            faulthandler.cancel_dump_traceback_later()
         cls._now = None
 
     def _end(self):

@@ -136,6 +136,24 @@ def test_a_rank_that_waits_in_vain_for_the_others_to_begin_ends():
     assert alone.returncode == 0
 
 
+STOPPED = """\
+import os, signal
+from vitrea.engine.comm import Start, world
+if os.environ["PMI_RANK"] == "1":
+    os.kill(os.getpid(), signal.SIGSTOP)
+with Start():
+    world()
+"""
+
+
+def test_a_rank_that_is_stopped_before_mpi_begins_does_not_hold_the_others(launch, tmp_path):
+    """MPI's start does not give the interpreter back: no thread of Python could end it."""
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    ended = launch(2, "stopped.py", seconds=60, VITREA_PATIENCE="2")
+    assert ended.returncode
+    assert "Timeout (0:00:03)!" in ended.stderr or "not all ranks have begun after 2 s" in ended.stderr
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("", 1800), ("0", 0), ("12.5", 12.5)])
 def test_patience_is_seconds(text, seconds):
     assert patience({"VITREA_PATIENCE": text}) == seconds
