@@ -24,7 +24,7 @@ import numpy as np
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.files import written_beside
-from vitrea.engine.stacks import StackHeader, StackReader
+from vitrea.engine.stacks import LARGEST_BOX, StackHeader, StackReader
 
 SUFFIXES = (".h5", ".hdf5")
 MAGIC, FORMAT, VERSION = b"vitrea particles ", "vitrea particles", 1
@@ -65,7 +65,10 @@ class Converted:
         rows = _bytes_at(self.path, self.description["rows"]["offset"], 8 * n)
         if hashlib.sha256(rows).hexdigest() != self.description["rows"]["sha256"]:
             _refuse(self.path, "its list of images is damaged")
-        return np.frombuffer(rows, "<i4").reshape(n, 2).T
+        dataset, image = np.frombuffer(rows, "<i4").reshape(n, 2).T
+        if n and (dataset.min() < 0 or dataset.max() >= len(self.headers) or image.min() < 0):
+            _refuse(self.path, "its list of images names datasets that it does not have")
+        return dataset, image
 
 
 def is_converted(path):
@@ -82,8 +85,8 @@ def read_converted(path):
         _require_whole(path, description)
         headers = tuple(_header(path, each, DTYPES[description["dtype"]]) for each in description["datasets"])
         _require_same_sources(path, description["sources"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        _refuse(path, f"its description lacks {error}")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        _refuse(path, f"its description lacks {str(error)[:100]}")
     return Converted(path, description, headers)
 
 
@@ -148,7 +151,20 @@ def _refuse(path, found):
 
 
 def _require_whole(path, description):
+    """JobError unless all places lie within the file; KeyError, TypeError or ValueError for what is no description."""
     itemsize = DTYPES[description["dtype"]].itemsize
+    numbers = [description["particles"], *(description[name]["offset"] for name in ("star", "rows")),
+               description["star"]["bytes"]]
+    for each in description["datasets"]:
+        numbers += [each["offset"], each["images"] - 1, each["box_size"] - 1, LARGEST_BOX - each["box_size"]]
+        if not 0 < float(each["pixel_size"]) < float("inf"):
+            raise ValueError("a pixel size above 0")
+    texts = [description[name]["sha256"] for name in ("star", "rows")]
+    texts += [source[name] for source in description["sources"] for name in ("name", "named")]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("names and digests")
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError("whole numbers for places and sizes")
     ends = [description["star"]["offset"] + description["star"]["bytes"]]
     ends += [each["offset"] + each["images"] * each["box_size"] ** 2 * itemsize for each in description["datasets"]]
     if os.stat(path).st_size < max(ends):

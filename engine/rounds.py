@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from vitrea.engine import classes, classify2d, results
+from vitrea.engine import classes, classify2d, half_sets, results
 from vitrea.engine.agreement import agree
 from vitrea.engine.arrivals import ROUND, round_ends
 from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
@@ -54,6 +54,8 @@ def run(options, *, last, comm):
         classify2d.tell_changed_stacks(begun)
         begun.log = log if last else _RoundLog(log, len(ends))
         results.write(begun, state)
+        if last and options.half_sets and half_sets.write(begun, state.model) is None:
+            return classify2d.stopped(log, stop, begun.reached)
         return "done"
 
 

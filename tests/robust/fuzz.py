@@ -5,10 +5,13 @@ with a JobError; anything else is a finding: another exception, more memory or t
 left behind, or, of a sentence, no place and no remedy. Findings are kept in a folder, with the seed that makes them.
 """
 import argparse
+import contextlib
+import hashlib
 import io
 import json
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -36,13 +40,16 @@ def kinds(folder):
     """{name: (content of a good file, its suffix, reader of a path)}; good files are made in `folder`."""
     from rich.console import Console
 
+    from vitrea.engine.arrivals import LIST_NAME, read_arrived
     from vitrea.engine.checkpoint import read_checkpoint, write_checkpoint
+    from vitrea.engine.converted import MAGIC, USER_BLOCK, read_converted, write_converted
     from vitrea.engine.log import LINES_NAME, RECORDS_NAME, RunLog
     from vitrea.engine.particles import read_particles
     from vitrea.engine.simulate import ParticleSimulation, simulate_particles
     from vitrea.engine.stacks import read_header, read_images
     from vitrea.engine.star import read_star, write_star
     from vitrea.jobs.allocation import read_allocation
+    from vitrea.jobs.follow import PARTICLES, Watch
     from vitrea.jobs.jobfile import JOBS, read_job, template
     from vitrea.jobs.ledger import LEDGER_NAME, Inputs, read_ledger, write_ledger
     from vitrea.jobs.pipeline import example, read_pipeline
@@ -83,6 +90,44 @@ def kinds(folder):
         finally:
             (folder / RECORDS_NAME).replace(path)
 
+    def resealed(path):
+        """A converted file whose description is what the file says, under a good seal."""
+        words = path.read_bytes()
+        head = MAGIC + f"1 {len(whole)} {len(words)} {hashlib.sha256(words).hexdigest()}\n".encode()
+        (folder / "r.h5").write_bytes(head.ljust(USER_BLOCK, b"\0") + whole[USER_BLOCK:] + words)
+        particles(folder / "r.h5")
+
+    def arriving(path):
+        """A file that a microscope has delivered, with two looks at it."""
+        (folder / "arriving").mkdir(exist_ok=True)
+        (folder / "arriving" / "p.star").write_bytes(path.read_bytes())
+        options = SimpleNamespace(follow=folder / "arriving", input=folder / "arriving", output=folder / "run",
+                                  follow_minutes=None, n_classes=1)
+        (folder / "run").mkdir(exist_ok=True)
+        (folder / "arriving" / "STOP").touch()
+        watch = Watch(options, PARTICLES)
+        with contextlib.redirect_stdout(io.StringIO()):
+            for _ in range(3):
+                watch.look()
+        listed = (folder / "run" / LIST_NAME).exists()
+        (folder / "run" / "run.out").unlink(missing_ok=True)
+        shutil.rmtree(folder / "run")
+        shutil.rmtree(folder / "arriving")
+        if not listed and path.read_bytes() == star:
+            raise RuntimeError("the good file was not taken")
+
+    def list_of_arrivals(path):
+        path.replace(folder / LIST_NAME)
+        try:
+            read_arrived(folder, PARTICLES)
+        finally:
+            (folder / LIST_NAME).replace(path)
+
+    write_converted(folder / "w.h5", read_particles(folder / "particles.star"), "float16")
+    whole = (folder / "w.h5").read_bytes()
+    described = json.dumps(read_converted(folder / "w.h5").description, indent=1).encode()
+    arrived = star + (b"\ndata_arrivals\n\nloop_\n_vitreaArrivalName\n_vitreaArrivalBytes\n_vitreaArrivalModified\n"
+                      b"_vitreaArrivalItems\n_vitreaRound\na.star 10 20 12 1\n")
     mrcfile.write(folder / "one.mrc", np.arange(7680, dtype=np.float32).reshape(80, 96), voxel_size=4.0)
     write_star(folder / "l.star", {"": {"rlnMicrographName": ["a.mrc", "b.mrc"], "rlnDefocusU": ["1e4", "2e4"]}})
     write_ledger(folder, {"first": (Inputs({"n": "1"}, {"a": (1, 2, "x")}), True)})
@@ -108,6 +153,8 @@ def kinds(folder):
         "coordinates.csv": (csv, ".csv", read_coordinates),
         "micrograph": ((folder / "one.mrc").read_bytes(), ".mrc", micrograph),
         "micrographs.star": ((folder / "l.star").read_bytes(), ".star", list_micrographs),
+        "converted": (whole, ".h5", particles), "converted, resealed": (described, ".json", resealed),
+        "arriving": (star, ".star", arriving), "arrived.star": (arrived, ".star", list_of_arrivals),
         "stages.json": (marks, ".json", ledger), "record.jsonl": (lines, ".jsonl", records),
         "pipeline": (example().encode(), ".yaml", read_pipeline),
         "cluster section": (b"job: classify2d\n" + cluster, ".yaml", read_allocation), **jobs}
@@ -192,7 +239,7 @@ def run(n, seed, keep=None, only=None):
             signal.setitimer(signal.ITIMER_VIRTUAL, 2 * SECONDS)
             found, told = problem(read, path)
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            left = {each.name for each in set(folder.rglob("*")) - there} - {"m.star"}
+            left = {each.name for each in set(folder.rglob("*")) - there} - {"m.star", "r.h5"}
             found = found or (f"left {left}" if left else "")
             tried[name] += 1
             refused[name] += bool(told)
