@@ -11,6 +11,8 @@ along a mean over B samples. What it knows of the landscape it passes on with no
                                    states the same learning time apart
     barrier                        what the loss rises by, above the straight line between its values at the ends,
                                    along the straight line between two states (Frankle et al. 2020)
+    freezing of EM                 two children of one state, each with its own mini-batches and then cooled by EM over
+                                   the same particles, put these into the same classes (FROZEN_ARI), twice in a row
     freezing                       two children of one state, each with fresh noise over the same horizon and then
                                    cooled without noise, end with no barrier between them: the valley is chosen
 
@@ -26,6 +28,7 @@ import numpy as np
 LEAST_BARRIER = 0.02     # nats a sample below which a barrier is none; Frankle et al. 2020 take 2 % of error
 BARRIER_SHARE = 0.05     # of the loss, where that is more
 CONFIRMED = 2            # probes one after the other that must find no barrier
+FROZEN_ARI = 0.95        # adjusted Rand index of two children's classes from which on EM counts as frozen
 
 
 def noise_strength(step, batch):
@@ -50,6 +53,12 @@ def mobility(before, after):
     if before.shape != after.shape:
         raise ValueError(f"{before.shape} and {after.shape} decisions; expected the same ones twice")
     return float(np.mean(before != after)) if before.size else 0.0
+
+
+def switch_rate(changed, met):
+    """Mobility from counts: of `met` particles that had a class when they were met, those that `changed` it; NaN for
+    none. In EM the learning time between is that from one visit of a particle to the next."""
+    return changed / met if met else np.nan
 
 
 def allowed_barrier(loss):

@@ -23,19 +23,20 @@ from vitrea.engine.manifold import (
     manifold_arrays,
     manifold_from_arrays,
 )
+from vitrea.engine.minibatches import step_size
 from vitrea.engine.starts import in_order
 
 BELOW_CRITICAL = 0.95
 REHEATED = 1.5            # times the best temperature: classes in order may still exchange places with neighbours
 WORSE = 2                 # temperatures without a better judgement after which cooling ends
-FORGETTING = 0.6          # mini-batch t of a temperature weighs (t + 2)^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 
 
 @dataclass(frozen=True)
 class Schedule:
     """cooling: factor between temperatures; sweeps: most iterations at one; settle: most iterations at the end;
     tolerance: change of the log-likelihood [nats a particle] below which a temperature has settled; coldest: end of
-    cooling; batch: particles of a mini-batch while cooling, 0 for all; seed of the draw of batches."""
+    cooling; batch: particles of a mini-batch while cooling, 0 for all; seed of the draw of batches; step: α of a
+    mini-batch, (t + 2)^−0.6 for the t-th of a temperature by default."""
 
     cooling: float = 0.8
     sweeps: int = 8
@@ -44,6 +45,7 @@ class Schedule:
     coldest: float = 1.0
     batch: int = 0
     seed: int = 0
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class _Batch:
         drawn = np.random.default_rng([schedule.seed, 2, state.iteration]).choice(n_blocks, max(wanted, 1), False)
         own = np.sort(drawn[(drawn >= first_block) & (drawn < first_block + len(particles.blocks))]) - first_block
         self.blocks, self.running = [particles.blocks[i] for i in own], state.running
-        self._rate, self._n_total = (state.in_stage + 2.0) ** -FORGETTING, particles.n_total
+        self._rate, self._n_total = step_size(state.in_stage + 2.0, schedule.step), particles.n_total
 
     @property
     def drawn(self):

@@ -14,15 +14,18 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from vitrea.engine import classes, half_sets, results
+from vitrea.engine.anneal import CONFIRMED, FROZEN_ARI, switch_rate
 from vitrea.engine.checkpoint import NAME as CHECKPOINT_NAME
 from vitrea.engine.checkpoint import fingerprint, read_checkpoint, require_same_stacks, stack_marks, write_checkpoint
 from vitrea.engine.comm import StopRequest, library_name, node_count
+from vitrea.engine.compare import adjusted_rand_index
 from vitrea.engine.em import PROGRESS_SECONDS, Pass
 from vitrea.engine.errors import JobError
 from vitrea.engine.geometry import make_geometry
 from vitrea.engine.levels import make_search
 from vitrea.engine.load import agree, read_shard, read_table
 from vitrea.engine.log import NullLog, RunLog
+from vitrea.engine.minibatches import COOLED, PROBE_SHARE, SHAKEN, Schedule, schedule_of
 from vitrea.engine.model import Model, Settings, Totals, maximise
 from vitrea.engine.plan import machine_room, plan
 from vitrea.engine.shards import LARGEST_BLOCK
@@ -42,7 +45,6 @@ FEW_RINGS = 2                 # that a full pass after mini-batches may gain wit
 WORTH_A_PASS = 1.0            # nats a particle: a full pass after mini-batches that brings less brings no news
 CENTRING_PASSES = 6
 STEADY_CHANGE = 0.15          # a larger fraction of class changes is never called converged, however steady
-FORGETTING = 0.6              # mini-batch t weighs t^−0.6 (Cappé & Moulines 2009: between ½ and 1)
 MOVES_TOLD = 30               # changes of class that an iteration's record tells
 BATCHES_WORTH_IT = 8          # `auto` uses mini-batches from this many of them on
 BATCH_A_CLASS, LEAST_BATCH = 50, 2000
@@ -56,7 +58,9 @@ class State:
     iteration counts both stages; in_stage the iterations of the present one; quiet those without news: no re-seeding,
     no gain in resolution, and class changes below the limit or no longer falling (classes that share a view swap
     particles for ever); after mini-batches no gain in log_likelihood [nats a particle]. running, effective: averaged
-    sums of online EM and how many particles they are worth.
+    sums of online EM and how many particles they are worth. mobility: class-switch rate of the last iteration
+    (engine/anneal.py). Of a measured schedule: frozen: probes in a row whose children ended alike; probed_at: the
+    mini-batches there had been at the last one, probed: particles that E steps of probes have seen.
     """
 
     model: Model
@@ -70,13 +74,18 @@ class State:
     marching: bool = True
     running: Totals | None = None
     effective: float = 0.0
+    mobility: float = np.nan
+    frozen: int = 0
+    probed_at: int = 0
+    probed: float = 0.0
 
 
 @dataclass
 class Run:
     """What does not change during a run; for the log, what is reached, and the iteration last saved, and when. marks:
     STACK[n] of engine/checkpoint.py, on rank 0. keeps_sums: whether the last State keeps the sums of the last pass, to
-    which further particles can be added (engine/rounds.py); further: attributes that every checkpoint has besides."""
+    which further particles can be added (engine/rounds.py); further: attributes that every checkpoint has besides;
+    schedule: of mini-batches and temperatures."""
 
     options: object
     table: object
@@ -87,6 +96,7 @@ class Run:
     stop: StopRequest
     marks: np.ndarray | None
     comm: object
+    schedule: Schedule
     reached: dict = field(default_factory=dict)
     saved: int = 0
     saved_at: float = 0.0
@@ -177,7 +187,12 @@ def prepare(options, stop, log, comm):
         return None
     operators = harmonic_disc(geometry.grid, geometry.particle_radius, geometry.mask_edge)
     passes = Pass(shard, geometry, options, peak, len(table), comm=comm)
-    return Run(options, table, geometry, passes, operators, log, stop, marks, comm)
+    schedule = schedule_of(options, batch_size(options, len(table)), len(table))
+    if options.schedule == "measured" and not schedule.every:
+        log.line("no probes: " + ("two of them would take more than a share of "
+                                  f"{PROBE_SHARE:.0%} of the E steps; the clock ends the mini-batches"
+                                  if schedule.batch else "there are no mini-batches of so few particles"))
+    return Run(options, table, geometry, passes, operators, log, stop, marks, comm, schedule)
 
 
 def stack_marks_of(table, comm):
@@ -231,7 +246,7 @@ def start(run):
     n_classes, n_rings = run.options.n_classes, run.geometry.grid.n_rings
     model = Model(references, sigma2, np.zeros((n_classes, n_rings)), np.zeros((n_classes, n_rings)),
                   np.full(n_classes, 1.0 / n_classes), classes.first_sigma_offset(run.options), rings)
-    size = batch_size(run.options, len(run.table))
+    size = run.schedule.batch
     return State(model, "minibatch", batches_for_all=-(-len(run.table) // size)) if size else State(model, "full")
 
 
@@ -249,7 +264,8 @@ def iterate_to_end(run, state):
     run.saved_at = time.perf_counter()
     while not finished(run.options, state):
         begin = time.perf_counter()
-        after = iterate(run, state)
+        probed = probe(run, state)
+        after = iterate(run, probed) if probed is not None else None
         if after is None:
             save(run, state)
             return None
@@ -294,7 +310,8 @@ def iterate(run, state):
     """One iteration of EM: (State, report), or None if the run was asked to stop. Collective."""
     model, before = state.model, state
     begin = time.perf_counter()
-    search = make_search(model, run.geometry, run.options, refined=_may_be_last(run.options, state))
+    temperature = run.schedule.temperature_of(state.stage, state.in_stage)
+    search = make_search(model, run.geometry, run.options, temperature, refined=_may_be_last(run.options, state))
     grid = search.fine.level.grid
     preparing = time.perf_counter() - begin
     totals = run.passes.run(model, search, _chooser(run, state), _watcher(run, state), lambda: _overdue(run))
@@ -304,14 +321,68 @@ def iterate(run, state):
     begin = time.perf_counter()
     run.passes.normalise_scale(totals)
     state, sums = _gathered(run, state, totals, grid)
-    settings = Settings(run.options.tau2_fudge, run.operators, pooled=state.iteration < POOLED_ITERATIONS)
-    model = maximise(model, sums, grid, run.geometry, settings)
-    if settings.pooled:
-        model = replace(model, class_prior=np.full(model.n_classes, 1.0 / model.n_classes))
+    model = _maximised(run, state, sums, grid)
     state, changes = _advanced(run, replace(state, model=model), totals)
     seconds = dict(run.passes.seconds, m_step=preparing + time.perf_counter() - begin)
     return state, {"totals": totals, "reseeded": changes, "seconds": seconds, "rings": classes.resolved(model),
-                   "poses": totals.particles * _poses_scored(search), "before": before}
+                   "poses": totals.particles * _poses_scored(search), "before": before, "temperature": temperature,
+                   "moved": run.passes.moved}
+
+
+def _maximised(run, state, sums, grid):
+    """The Model after the M step."""
+    settings = Settings(run.options.tau2_fudge, run.operators, pooled=state.iteration < POOLED_ITERATIONS)
+    model = maximise(state.model, sums, grid, run.geometry, settings)
+    if settings.pooled:
+        model = replace(model, class_prior=np.full(model.n_classes, 1.0 / model.n_classes))
+    return model
+
+
+def probe(run, state):
+    """The State after the probe that is due, if one is: it ends the mini-batches where it confirms that the classes
+    are chosen. None if the run was asked to stop; the probe is then made again. Collective."""
+    due = state.stage == "minibatch" and state.probed_at < state.in_stage
+    if not due or not run.schedule.probe_is_due(state.in_stage):
+        return state
+    found = [_child(run, state, number) for number in range(2)]
+    if any(each is None for each in found):
+        run.stop.agreed()
+        return None
+    first, other = (np.concatenate(run.comm.allgather(numbers)) for numbers, _ in found)
+    ari = adjusted_rand_index(first, other)
+    frozen = state.frozen + 1 if ari >= FROZEN_ARI else 0
+    run.log.tell("probe", iteration=state.in_stage, ari=ari, frozen=frozen, needed=CONFIRMED,
+                 particles=len(first), mobility=state.mobility)
+    state = replace(state, frozen=frozen, probed_at=state.in_stage, probed=state.probed + sum(n for _, n in found))
+    return _cooled(state) if frozen >= CONFIRMED else state
+
+
+def _child(run, state, number):
+    """(int32[m], n): classes of this rank's particles of the probe after a continuation with mini-batches of its own
+    and EM over the probe alone; n particles were seen. None if the run was asked to stop. Collective."""
+    seen, n_particles, stop = 0.0, run.schedule.particles, _watcher(run, state)
+    for step in range(SHAKEN + COOLED):
+        if step < SHAKEN:
+            share = run.schedule.batch_of(state.in_stage) / n_particles, (state.iteration, number)
+        else:
+            share = run.schedule.probe / n_particles, None
+        search = make_search(state.model, run.geometry, run.options, refined=False)
+        found = run.passes.look(state.model, search, _of_blocks(run, *share), stop)
+        if found is None:
+            return None
+        totals, numbers = found
+        seen += totals.particles
+        grid, sums = search.fine.level.grid, totals
+        if step < SHAKEN:
+            state, sums = _gathered(run, state, totals, grid)
+        model = replace(_maximised(run, state, sums, grid), rings_before=state.model.rings)
+        state = replace(state, model=model, iteration=state.iteration + 1, in_stage=state.in_stage + 1)
+    return numbers, seen
+
+
+def _cooled(state):
+    """The State at the end of the mini-batches: full passes follow, without the noise of batches."""
+    return replace(state, stage="full", in_stage=0, quiet=0, least_changed=1.0, batches_for_all=1, running=None)
 
 
 def _poses_scored(search):
@@ -321,23 +392,30 @@ def _poses_scored(search):
 
 
 def _chooser(run, state):
-    """Which particles of a block this iteration sees: all, or a share drawn by (seed, iteration, block).
-
-    A small mini-batch of many particles takes its share of every m-th block only; m iterations go through all blocks.
-    """
+    """Which particles of a block this iteration sees: all, or a share drawn by (seed, iteration, block)."""
     if state.stage == "full":
         return None
-    shard, fraction = run.passes.shard, batch_size(run.options, len(run.table)) / len(run.table)
+    return _of_blocks(run, run.schedule.batch_of(state.in_stage) / len(run.table), (state.iteration,))
+
+
+def _of_blocks(run, fraction, draw):
+    """Chooser of a fraction of the particles, drawn by (seed, iteration, block), or (seed, iteration, child, block) for
+    a child; with draw None the same in each iteration: the probe.
+
+    A small fraction of many particles is taken of every m-th block only; m iterations go through all blocks.
+    """
+    shard, seed = run.passes.shard, run.options.seed
     every = max(1, min(int(LEAST_SHARE / fraction), len(run.table) // LARGEST_BLOCK))
-    fraction *= every
-    key = np.random.SeedSequence([run.options.seed, 3, state.iteration // every])
-    turn = np.random.Generator(np.random.Philox(key)).permutation(every)[state.iteration % every]
+    fraction = min(1.0, fraction * every)
+    iteration, *child = draw or (0, 2)
+    key = np.random.SeedSequence([seed, 3, iteration // every, *child])
+    turn = np.random.Generator(np.random.Philox(key)).permutation(every)[iteration % every]
 
     def choose(i):
         local = shard.of_block(i)
         if shard.blocks[i].number % every != turn:
             return local[:0]
-        key = np.random.SeedSequence([run.options.seed, 1, state.iteration, shard.blocks[i].number])
+        key = np.random.SeedSequence([seed, 1, iteration, *child, shard.blocks[i].number])
         count = min(len(local), int(np.ceil(fraction * len(local))))
         return np.sort(np.random.Generator(np.random.Philox(key)).permutation(local)[:count])
 
@@ -363,7 +441,7 @@ def _gathered(run, state, totals, grid):
     if state.stage == "full":
         return replace(state, running=None, effective=0.0), totals
     fresh = totals.scaled(len(run.table) / totals.particles)
-    rate = (state.in_stage + 1.0) ** -FORGETTING
+    rate = run.schedule.step_of(state.in_stage)
     if state.running is None:
         running, effective = fresh, totals.particles
     else:
@@ -379,7 +457,7 @@ def _advanced(run, state, totals):
     """Re-seed, centre, march: the State after an M step, and the re-seedings as {new class: old class}."""
     model, before = state.model, state.model.rings
     changes = {}
-    if _may_reseed(run.options, state):
+    if _may_reseed(run, state):
         support = classes.EARLY_SUPPORT if state.marching else classes.LATE_SUPPORT
         weights = (state.running or totals).class_weight
         model, changes = classes.reseed(run, model, weights, totals.assigned, support, state.iteration)
@@ -404,22 +482,30 @@ def _advanced(run, state, totals):
         settling = changed > STEADY_CHANGE or (changed > run.options.convergence_change and falling)
     # a pass uses RING_MARGIN rings beyond those resolved: one more of them brings little that is new
     finer = rings > before + (FEW_RINGS if _after_batches(state) else 0)
-    news = bool(changes) or finer or settling
+    hot = run.schedule.temperature_of(state.stage, state.in_stage) > 1.0
+    news = bool(changes) or finer or settling or hot
     state = replace(state, model=model, marching=marching, quiet=0 if news else state.quiet + 1,
                     least_changed=1.0 if changes else min(changed, least), log_likelihood=likelihood,
+                    mobility=switch_rate(totals.changed - (totals.particles - totals.met), totals.met),
                     iteration=state.iteration + 1, in_stage=state.in_stage + 1)
-    if state.stage == "minibatch" and (state.in_stage >= run.options.minibatch_iterations or settled(state)):
-        state = replace(state, stage="full", in_stage=0, quiet=0, least_changed=1.0, batches_for_all=1, running=None)
-    return state, changes
+    return (_cooled(state) if _batches_end(run, state) else state), changes
 
 
-def _may_reseed(options, state):
+def _batches_end(run, state):
+    """Whether the mini-batches are over: used up, or, where no probes decide, without news for long enough."""
+    if state.stage != "minibatch":
+        return False
+    return (run.schedule.may_settle and settled(state)) or run.schedule.used_up(state.in_stage, state.probed)
+
+
+def _may_reseed(run, state):
     """Classes are re-seeded in the first two thirds of a stage, and never in the last iterations, which only settle,
     nor after mini-batches, which had their chance."""
     if _after_batches(state):
         return False
-    length = options.minibatch_iterations if state.stage == "minibatch" else options.max_iterations
-    return state.quiet == 0 and state.in_stage < (2 * length) // 3 and length > 3
+    length = _planned(run.options, state)
+    lively = state.quiet == 0 or (state.stage == "minibatch" and run.schedule.renews)
+    return lively and state.in_stage < (2 * length) // 3 and length > 3
 
 
 def _centring(options, state):
@@ -452,7 +538,9 @@ def _report(run, state, report, seconds):
              class_sizes=totals.assigned.astype(int).tolist(), seen=int(totals.particles), rings=before.model.rings,
              eta=_seconds_left(run.options, before, seconds, share), memory=peak_memory(),
              sigma_offset=state.model.sigma_offset, poses=report["poses"], busy=run.passes.busy,
-             moves=_largest_moves(run.passes.moved), **report["seconds"])
+             moves=_largest_moves(report["moved"]), mobility=state.mobility, temperature=report["temperature"],
+             noise=run.schedule.noise_of(before.in_stage) if before.stage == "minibatch" else 0.0,
+             **report["seconds"])
     if report["reseeded"]:
         log.tell("reseed", iteration=state.iteration, map={new + 1: old + 1 for new, old in report["reseeded"].items()})
 
@@ -521,6 +609,10 @@ def save(run, state):
             "batches_for_all",
             "marching",
             "effective",
+            "mobility",
+            "frozen",
+            "probed_at",
+            "probed",
         )
     }
     attributes |= {"sigma_offset": model.sigma_offset, "rings": model.rings, "rings_before": model.rings_before,
@@ -563,6 +655,10 @@ def state_of(arrays, kept, geometry):
         bool(kept["marching"]),
         running,
         float(kept["effective"]),
+        float(kept["mobility"]),
+        int(kept["frozen"]),
+        int(kept["probed_at"]),
+        float(kept["probed"]),
     )
 
 

@@ -226,7 +226,8 @@ def schedule(options, n_particles):
     batch = options.minibatch_size or max(BATCH_OF_A_CLASS * options.n_classes, SMALLEST_BATCH)
     if not options.minibatch_size and n_particles < BATCHES_PAY * batch:
         batch = 0
-    return annealing.Schedule(cooling=options.cooling, coldest=options.temperature, batch=batch, seed=options.seed)
+    return annealing.Schedule(cooling=options.cooling, coldest=options.temperature, batch=batch, seed=options.seed,
+                              step=options.minibatch_step)
 
 
 def limit(options, trials):

@@ -63,7 +63,22 @@ class Pass:
         rank: Totals.save tells how many of them want a checkpoint. on_classes(local, posterior float64[m, K]) is told,
         from any thread, the classes' posterior of the particles `local`, if the search keeps it.
         """
+        totals = self._summed(model, search, (choose, on_block, save, on_classes))
+        if totals is None:
+            return None
+        self.poses, self._new_poses = self._new_poses, self.poses
+        self.scale, self._new_scale = self._new_scale, self.scale
+        return totals
+
+    def look(self, model, search, choose, on_block):
+        """As `run`, but nothing is kept of it: (Totals, classes int32[m] of this rank's chosen particles), or None."""
+        totals = self._summed(model, search, (choose, on_block, lambda: False, None))
+        return None if totals is None else (totals, self._new_poses.class_number[np.flatnonzero(self._seen)])
+
+    def _summed(self, model, search, asked):
+        """What `run` returns, before what is new takes the place of what was known."""
         begin = time.perf_counter()
+        choose, on_block, save, on_classes = asked
         self._begin_pass()
         self._search, self._grid, self._on_classes = search, search.fine.level.grid, on_classes
         self._references = self.geometry.grid.crop(model.references, self._grid)
@@ -84,11 +99,7 @@ class Pass:
         totals.scalars[Totals.SCALARS.index("stopping")] = self._stopping.is_set()
         self.seconds = {"e_step": time.perf_counter() - begin, **mean_seconds(self._clocks, self.options.threads)}
         self._add_up(totals, model.n_classes)
-        if totals.stopping:
-            return None
-        self.poses, self._new_poses = self._new_poses, self.poses
-        self.scale, self._new_scale = self._new_scale, self.scale
-        return totals
+        return None if totals.stopping else totals
 
     def _add_up(self, totals, n_classes):
         """Sum over the ranks, in one message: the totals, and what is only told of a pass. Collective."""
@@ -168,14 +179,15 @@ class Pass:
             self._on_classes(local, work.by_class)
         power = particles.scale[:, None].astype(np.float64) ** 2 * kept.power
         self._finish_likelihood(poses, power, weight)
-        changed = np.count_nonzero(self.poses.class_number[local] != poses.class_number)
+        before = self.poses.class_number[local]
+        changed, met = np.count_nonzero(before != poses.class_number), np.count_nonzero(before >= 0)
         self._new_poses.put(local, poses)
         self._seen[local] = True
         if self.options.norm_correction:
             self._new_scale[local] = self._rescaled(particles.scale, poses, power[:, :rings], weight[:rings])
         residual = block_residual(sums, self._search.fine, self._references, self._grid, weight[:rings])
         return sums, BlockStatistics(group, residual, power.sum(axis=0), poses.log_likelihood.sum(), poses.pmax.sum(),
-                                     changed, self._new_scale[local].sum(dtype=np.float64), len(local))
+                                     changed, met, self._new_scale[local].sum(dtype=np.float64), len(local))
 
     def _finish_likelihood(self, poses, power, weight):
         """Turn log Σ exp(score) into log p(X_i): the terms no pose changes, over the degrees of freedom inside the

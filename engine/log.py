@@ -14,9 +14,13 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
                 seconds, e_step and of it coarse, score, posterior, accumulate, m_step, reduce, checkpoint [s], seen
                 (particles of this iteration), rings (used in it), class_sizes [particles], eta [s at most], memory
                 (peak of rank 0, bytes), sigma_offset [px], poses, busy (mean time that ranks worked in the E step, of
-                that until the slowest was done), moves (the largest: class before, class after, particles)
+                that until the slowest was done), moves (the largest: class before, class after, particles), mobility
+                (class-switch rate of particles that had a class), temperature (of the posterior), noise (variance that
+                mini-batches leave in the averaged sums, of that of one particle; 0 in full passes)
     iteration   of cluster: iteration, of, stage ("cool" | "settle"), temperature, log_likelihood and held_out (of a
                 particle), class_sizes, outliers [particles learnt from], seconds, e_step, m_step, reduce, eta, memory
+    probe       iteration (mini-batches so far), ari of two continuations, frozen (agreements in a row), needed (for
+                the end), particles (compared), mobility
     reseed      iteration, map {class that was replaced: class it was split from} (numbers as in the STAR file)
     checkpoint  iteration
     resumed     total (iterations of both stages), iteration, of, stage
@@ -213,6 +217,13 @@ def format_reseed(record: Record) -> str:
     return _COLUMN.join(["re-seeded", *(f"class {new} from {old}" for new, old in changes)])
 
 
+def format_probe(record: Record) -> str:
+    """`probe after mb 24   ARI 0.971 of two continuations   frozen: 1 of 2`"""
+    frozen = f"frozen: {record['frozen']} of {record.get('needed')}" if record.get("frozen") else "not frozen"
+    return _COLUMN.join([f"probe after mb {record['iteration']}",
+                         f"ARI {_fixed(record, 'ari', '.3f', 6)} of two continuations", frozen])
+
+
 def format_done(record: Record) -> str:
     """`done   50 classes, 3 empty, largest 11,204 (7.6 %)   2.3e7 poses/core-s`; without classes, what the job has."""
     if record.get("classes") is None:   # not of particles
@@ -275,7 +286,8 @@ _WITHOUT_CLASSES = {"picks": "{:,} picks", "particles": "{:,} particles", "thres
                     "f1": "F1 {:.3f}", "rounds": "{} rounds", "f": "F {:.3f}", "skipped": "{} skipped"}
 _WORDS: dict[str, Callable[[Record], list[str]]] = {
     "start": format_start,
-    "iteration": lambda record: [(format_cluster_iteration if "temperature" in record else format_iteration)(record)],
+    "iteration": lambda record: [(format_cluster_iteration if "held_out" in record else format_iteration)(record)],
+    "probe": lambda record: [format_probe(record)],
     "reseed": lambda record: [format_reseed(record)] if record.get("map") else [],
     "checkpoint": lambda record: [f"checkpoint after it {record.get('iteration')}"],
     "resumed": lambda record: [f"resumed {_place(record)}"],

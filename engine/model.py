@@ -65,7 +65,7 @@ class Totals:
     assigned: np.ndarray
     scalars: np.ndarray
 
-    SCALARS = ("shift2", "log_likelihood", "pmax", "changed", "scale", "particles", "stopping", "save")
+    SCALARS = ("shift2", "log_likelihood", "pmax", "changed", "met", "scale", "particles", "stopping", "save")
 
     def __getattr__(self, name):
         if name in Totals.SCALARS:
@@ -183,13 +183,14 @@ def add_block(totals, quanta, sums, block_statistics):
     totals.count[group] += statistics.particles
     totals.scalars += [float(to_quanta(sums.shift2, quanta.shift2)),
                        float(to_quanta(statistics.log_likelihood, quanta.log_likelihood)),
-                       float(to_quanta(statistics.pmax, quanta.one)), statistics.changed,
+                       float(to_quanta(statistics.pmax, quanta.one)), statistics.changed, statistics.met,
                        float(to_quanta(statistics.scale, quanta.one)), statistics.particles, 0.0, 0.0]
 
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """What a block adds besides the sums of the E step: float64[R'] residual, float64[R] power, and scalars."""
+    """What a block adds besides the sums of the E step: float64[R'] residual, float64[R] power, and scalars; changed:
+    particles whose class is not that of the pass before, or that had none; met: particles that had one."""
 
     group: int
     residual: np.ndarray
@@ -197,6 +198,7 @@ class BlockStatistics:
     log_likelihood: float
     pmax: float
     changed: float
+    met: float
     scale: float
     particles: int
 

@@ -224,6 +224,11 @@ ALGORITHM_CHOICES = {
 }
 
 
+ANNEALED_PASSES = 10   # full passes in which a start_temperature falls to 1, where there are no mini-batches
+SCHEDULE_CHOICES = {
+    "clock": "their number, or a third of the particles seen without news",
+    "measured": "two continuations, cooled, that agree twice; their number at most",
+}
 STORAGE_CHOICES = {
     "auto": "in memory where they fit, in scratch otherwise",
     "memory": "in memory",
@@ -303,10 +308,17 @@ class Classify2dOptions(AlignmentOptions, FollowOptions):
 
     algorithm: str = key("how the particles are gone through", "auto", choices=ALGORITHM_CHOICES, section="iterations")
     max_iterations: int = key("full passes, at most", 30, minimum=1, resumable=True, section="iterations")
-    minibatch_iterations: int = key("mini-batch iterations before the full passes", 60, minimum=1,
+    minibatch_iterations: int = key("mini-batch iterations before the full passes, at most", 60, minimum=1,
                                     section="iterations")
     minibatch_size: int | None = key("particles in a mini-batch", None, minimum=1, null_means="chosen from n_classes",
                                      example=5000, section="iterations")
+    minibatch_step: float | None = key("what the sums of a mini-batch weigh in the running average, online EM's step; "
+                                       "with the size it is the noise of the class averages", None, above=0, maximum=1,
+                                       null_means="falls as t^-0.6", example=0.5, section="iterations")
+    schedule: str = key("what ends the mini-batches", "clock", choices=SCHEDULE_CHOICES, section="iterations")
+    start_temperature: float = key("temperature of the posterior at the start, as if the noise had so many times its "
+                                   "variance; it falls to 1 in the first half of the mini-batches, or ten full passes",
+                                   1.0, minimum=1, maximum=100, section="iterations")
     convergence_change: float = key("the run may stop when a smaller fraction of the particles changes class", 0.01,
                                     minimum=0, maximum=1, section="iterations")
     checkpoint_minutes: float = key("time between checkpoints, 0 for one after every iteration; a stop makes one too",
@@ -314,6 +326,25 @@ class Classify2dOptions(AlignmentOptions, FollowOptions):
     half_sets: bool = key("at the end, ask two halves of the particles, learned apart, how sure the classes are; as "
                           "long as six more iterations", False, resumable=True,
                           section="iterations")
+
+    def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().conflicts()
+        if self.algorithm == "full" and (self.schedule == "measured" or self.minibatch_step is not None):
+            name = "minibatch_step" if self.minibatch_step is not None else "schedule"
+            yield (name, "algorithm"), (
+                f"{name} belongs to mini-batches, but algorithm is full; expected auto or minibatch; change algorithm, "
+                f"or leave {name} out"
+            )
+        elif self.schedule == "measured" and self.minibatch_step is None:
+            yield ("schedule", "minibatch_step"), (
+                "schedule is measured, but the step of the mini-batches falls as t^-0.6 by the clock; expected a step "
+                "that lasts until the switch; write for example minibatch_step: 0.5"
+            )
+        if self.start_temperature > 1 and self.algorithm != "minibatch" and self.max_iterations <= ANNEALED_PASSES:
+            yield ("start_temperature", "max_iterations"), (
+                f"start_temperature falls to 1 in {ANNEALED_PASSES} full passes, but max_iterations is "
+                f"{self.max_iterations}; expected more passes than that; raise max_iterations"
+            )
 
 
 LATENT_CHOICES = {
@@ -369,6 +400,10 @@ class ClusterOptions(ParticleJobOptions):
     minibatch_size: int | None = key("particles of an iteration while cooling; the end sees all", None, minimum=1,
                                      null_means="all, or of many particles 16 a class, at least 16384", example=20000,
                                      section="iterations")
+    minibatch_step: float | None = key("what the sums of a mini-batch weigh in the running average, online EM's step",
+                                       None, above=0, maximum=1,
+                                       null_means="falls as t^-0.6 at each temperature", example=0.5,
+                                       section="iterations")
     max_iterations: int = key("iterations from one beginning, at most", 300, minimum=1, resumable=True,
                               section="iterations")
 

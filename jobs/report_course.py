@@ -23,17 +23,22 @@ def iterations(records):
 
 
 def convergence_plots(found):
-    """Plots of likelihood, resolution, changes of class, posteriors and temperature over iterations."""
+    """Plots of likelihood, resolution, class switches, posteriors, temperature and noise over iterations."""
     plots = _likelihood(found)
     for name, title, label, factor, more in (
             ("resolution", "Resolution", "resolution [Å]", 1, {"turned": True}),
             ("changed", "Particles that changed class", "share [%]", 100, {"zero": True}),
+            ("mobility", "Class-switch rate of particles met again", "share [%]", 100, {"zero": True}),
+            ("noise", "Noise of the mini-batches", "share of one particle's variance", 1, {"zero": True}),
             ("pmax", "Mean probability of the best pose", "pmax", 1, {"zero": True}),
             ("temperature", "Temperature", "temperature", 1, {"log": True})):
         y = _values(found, name, factor)
-        if any(value is not None for value in y):
+        if any(value is not None for value in y) and set(y) != {_WITHOUT.get(name)}:
             plots.append(_plot(found, title, label, [{"name": title, "y": y}], _from_to(y), **more))
     return plots
+
+
+_WITHOUT = {"temperature": 1.0, "noise": 0.0}   # of runs that have none, which need no plot
 
 
 def size_plots(found, reseeds):
@@ -111,7 +116,7 @@ def _likelihood(found):
     series = [one for one in series if any(value is not None for value in one["y"])]
     if not series:
         return []
-    label = "log-likelihood" + (" of a particle" if "temperature" in found[0] else "")
+    label = "log-likelihood" + (" of a particle" if "held_out" in found[0] else "")
     return [_plot(found, "Log-likelihood", label, series, _from_to(series[0]["y"]))]
 
 

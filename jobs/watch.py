@@ -274,7 +274,7 @@ def _figures(record: Record) -> Table:
     if record.get("stage") == "ensemble":
         row.add_row(f"{shown('seconds', '.1f')} s a round")
         return row
-    if "temperature" in record:
+    if "held_out" in record:
         row.add_row(
             f"log-likelihood of a particle {shown('log_likelihood', '.2f')}", f"held out {shown('held_out', '.2f')}",
             f"temperature {shown('temperature', '.2f')}", f"{shown('seconds', '.1f')} s an iteration",
@@ -283,6 +283,8 @@ def _figures(record: Record) -> Table:
     row.add_row(
         f"log-likelihood {shown('log_likelihood', '.4e')}", f"resolution {shown('resolution', '.1f')} Å",
         f"pmax {shown('pmax', '.2f')}", f"changed {shown('changed', '.1f', 100)} %",
+        *([f"class switches {shown('mobility', '.1f', 100)} %"] if record.get("mobility") is not None else []),
+        *([f"temperature {shown('temperature', '.2f')}"] if record.get("temperature", 1.0) != 1.0 else []),
         f"{shown('seconds', '.1f')} s an iteration",
     )
     return row
@@ -293,11 +295,12 @@ def _trends(iterations: list[Record], console: Console) -> Table:
     width = max(10, min(60, console.width - 45))
     for name, words, form, factor in (
         ("log_likelihood", "log-likelihood", ".4e", 1.0), ("resolution", "resolution [Å]", ".1f", 1.0),
-        ("changed", "changed [%]", ".1f", 100.0), ("held_out", "held out", ".4e", 1.0),
+        ("changed", "changed [%]", ".1f", 100.0), ("mobility", "class switches [%]", ".1f", 100.0),
+        ("held_out", "held out", ".4e", 1.0),
         ("temperature", "temperature", ".2f", 1.0),
     ):
         values = [factor * float(record[name]) for record in iterations if record.get(name) is not None]
-        if len(values) > 1:
+        if len(values) > 1 and not (name == "temperature" and set(values) == {1.0}):
             ends = f"{values[0]:{form}} → {values[-1]:{form}}".replace("-", "−")
             rows.add_row(Text(words, style="dim"), Text(_spark(values[-width:]), style="cyan"), Text(ends, style="dim"))
     return rows

@@ -16,6 +16,7 @@ from vitrea.benchmarks import streaming
 from vitrea.engine import classify2d, plan
 from vitrea.engine.errors import JobError
 from vitrea.engine.log import read_records
+from vitrea.engine.minibatches import Schedule
 from vitrea.engine.options import Classify2dOptions
 from vitrea.engine.particles import read_particles
 from vitrea.engine.shards import LARGEST_BLOCK, make_blocks
@@ -309,10 +310,11 @@ def test_small_mini_batches_take_a_share_of_every_mth_block_and_go_round(stacks)
     blocks = make_blocks(np.zeros(n, dtype=int))
     shard = SimpleNamespace(blocks=blocks, of_block=lambda i: blocks[i].rows)
     options = SimpleNamespace(minibatch_size=160, algorithm="minibatch", n_classes=2, seed=3)
-    run = SimpleNamespace(passes=SimpleNamespace(shard=shard), options=options, table=range(n))
+    run = SimpleNamespace(passes=SimpleNamespace(shard=shard), options=options, table=range(n),
+                          schedule=Schedule(160, None, 1.0, 60, n))
     taken = []
     for iteration in range(40):
-        choose = classify2d._chooser(run, SimpleNamespace(stage="minibatch", iteration=iteration))
+        choose = classify2d._chooser(run, SimpleNamespace(stage="minibatch", iteration=iteration, in_stage=0))
         counts = [len(choose(i)) for i in range(len(blocks))]
         assert sorted(counts) == [0] * 39 + [160]
         taken.append(int(np.argmax(counts)))
