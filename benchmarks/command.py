@@ -147,6 +147,8 @@ def _add_picker(parser):
     add("--network", default="vitrea", metavar="PRESET", help="network and its recipe (default vitrea)")
     add("--seeds", nargs="+", type=int, default=[0], metavar="S", help="starts of the random draws (default 0)")
     add("--steps", type=whole, metavar="N", help="steps of training (default: the recipe's)")
+    add("--inner", action="store_true", help="leave out one of those that the first split trains on, in turn: for "
+        "choices, which must not see the micrographs tested")
     add("--splits", nargs="+", type=int, metavar="I", help="of micrographs that are tested in turn, only these, from 0")
     _add_output(parser)
 
@@ -325,10 +327,10 @@ def _scan(arguments):
 
 
 def _picker(arguments):
-    from vitrea.benchmarks.picking import measure, told
+    from vitrea.benchmarks.picking import Choice, measure, told
 
-    record = measure(arguments.set, (arguments.network, arguments.seeds, arguments.steps), arguments.splits,
-                     arguments.progress)
+    record = measure(arguments.set, (arguments.network, arguments.seeds, arguments.steps),
+                     Choice(arguments.inner, arguments.splits), arguments.progress)
     return _kept(arguments, record, told)
 
 

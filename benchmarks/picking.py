@@ -60,24 +60,42 @@ SETS = {
 }
 
 
-def measure(name, how, chosen=None, progress=SILENCE):
+@dataclass(frozen=True)
+class Choice:
+    """Which splits of a set are measured: those of the micrographs that the first one trains on, each left out in turn
+    (inner), and of these or of the set's own some by their numbers from 0 (None: all)."""
+
+    inner: bool = False
+    numbers: list | None = None
+
+    def of(self, splits):
+        """Some [(trained on, tested on)] of splits; JobError for a number beyond them."""
+        if self.inner:
+            splits = _splits(splits[0][0], 0)
+        for number in self.numbers or ():
+            if not 0 <= number < len(splits):
+                raise JobError(f"--splits {number}: the set has {len(splits)} split{'s' * (len(splits) > 1)}; expected "
+                               f"a number from 0 to {len(splits) - 1}; leave --splits out for all of them")
+        return splits if self.numbers is None else [splits[number] for number in self.numbers]
+
+
+def measure(name, how, choice=None, progress=SILENCE):
     """The record of one set: F1, precision and recall, the medians over seeds of the means over splits; every seed's
     own means and splits; and CPU seconds of a training and of a micrograph picked, the medians.
 
-    how: (network, seeds, steps of training or None); chosen: numbers of the splits, None: all. JobError for a number
-    that there is not.
+    how: (network, seeds, steps of training or None); choice: a Choice, by default the set's own splits.
     """
-    network, seeds, steps = how
+    (network, seeds, steps), choice = how, choice or Choice()
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
         progress.step(f"{name}: micrographs prepared")
         prepare(name, Path(temporary))
         folder = Path(temporary) / name
-        splits = _chosen(splits_of(folder, name), chosen)
+        splits = choice.of(splits_of(folder, name))
         progress.step(f"{name}: trained on some micrographs, tested on others: splits", len(splits) * len(seeds))
         runs = [{"seed": seed, **_over_splits(folder, splits, SETS[name], (network, seed, steps), progress)}
                 for seed in seeds]
     return {"benchmark": "picker", "name": name, "network": network, "seeds": list(seeds), "steps": steps,
-            **asdict(SETS[name]), **({} if chosen is None else {"chosen_splits": list(chosen)}),
+            **asdict(SETS[name]), "inner": choice.inner, "chosen_splits": choice.numbers,
             **{key: statistics.median(run[key] for run in runs) for key in (*SCORES, *SECONDS)}, "runs": runs,
             **surroundings()}
 
@@ -142,17 +160,6 @@ def _splits(stems, trained_on):
     if trained_on:
         return [(stems[:trained_on], stems[trained_on:])]
     return [([other for other in stems if other != stem], [stem]) for stem in stems]
-
-
-def _chosen(splits, numbers):
-    """Some of the splits; JobError for a number beyond them."""
-    if numbers is None:
-        return splits
-    for number in numbers:
-        if not 0 <= number < len(splits):
-            raise JobError(f"--splits {number}: the set has {len(splits)} split{'s' * (len(splits) > 1)}; expected a "
-                           f"number from 0 to {len(splits) - 1}; leave --splits out for all of them")
-    return [splits[number] for number in numbers]
 
 
 def score_split(folder, split, specimen, how, comm, expected_particles=None):

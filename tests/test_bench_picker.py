@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vitrea.benchmarks import labels
-from vitrea.benchmarks.picking import _chosen, _splits
+from vitrea.benchmarks.picking import Choice, _splits
 from vitrea.jobs.cli import main
 from vitrea.picker.coordinates import read_coordinates
 from vitrea.picker.micrographs import read_micrograph
@@ -132,8 +132,9 @@ def test_all_but_one_in_turn():
 
 def test_some_splits_of_all(tmp_path, capsys):
     splits = _splits(["a", "b", "c"], 0)
-    assert _chosen(splits, [2, 0]) == [(["a", "b"], ["c"]), (["b", "c"], ["a"])]
-    assert _chosen(splits, None) == splits
+    assert Choice(numbers=[2, 0]).of(splits) == [(["a", "b"], ["c"]), (["b", "c"], ["a"])]
+    assert Choice().of(splits) == splits
+    assert Choice(inner=True).of([(["a", "b"], ["c", "d"])]) == [(["b"], ["a"]), (["a"], ["b"])]
     (tmp_path / "prepare.py").write_text(PREPARE)
     assert main(["bench", "picker", "--set", "apoferritin", "--splits", "1"]) == 2
     assert "--splits 1: the set has 1 split; expected a number from 0 to 0" in capsys.readouterr().err
