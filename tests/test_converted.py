@@ -1,4 +1,5 @@
 """Particles in one HDF5 file: the same images, jobs and results; damaged or stale files are refused with a sentence."""
+import hashlib
 import json
 import os
 import shutil
@@ -119,3 +120,15 @@ def test_damage_is_a_sentence(work):
         Path("p.h5").write_bytes(damaged)
         with pytest.raises(JobError, match=f"p.h5: cannot be read as converted particles: .*{words}"):
             read_particles("p.h5")
+
+
+@pytest.mark.parametrize("lacking", ["named", "sha256", "pixel_size", "offset", "sources", "rows"])
+def test_a_description_that_lacks_something_is_a_sentence_though_its_seal_is_good(work, lacking):
+    """Found by tests/robust/fuzz.py."""
+    write_converted("p.h5", read_particles("all/plain/particles.star"))
+    whole = Path("p.h5").read_bytes()
+    described = json.dumps(read_converted("p.h5").description).replace(f'"{lacking}"', '"other"', 1).encode()
+    seal = f"vitrea particles 1 {len(whole)} {len(described)} {hashlib.sha256(described).hexdigest()}\n"
+    Path("p.h5").write_bytes(seal.encode().ljust(4096, b"\0") + whole[4096:] + described)
+    with pytest.raises(JobError, match=f"cannot be read as converted particles: its description lacks '{lacking}'"):
+        read_particles("p.h5")
