@@ -32,12 +32,15 @@ from vitrea.engine.options import Classify2dOptions
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star, write_star
 
-BOX, PIXEL_SIZE, DIAMETER, RESOLUTION = 32, 6.0, 150.0, 21.0   # px, Å a pixel, Å, Å
-SHIFT = 0.7                    # px: largest true shift along each axis; the search goes to 1
+WIDTH, DIAMETER, RESOLUTION = 192.0, 150.0, 21.0   # Å: of the box, of the mask, of the finest ring
+SHIFT, SEARCHED = 4.2, 6.0     # Å: largest true shift along each axis, and what is searched in one step
 UNSEEN = 500                   # particles that judge
 BLOCKS = 2                     # of the particles: so few pay less for the sums of a block
-SNRS, SIZES = (0.1, 0.03), {20: 1000, 50: 1600}   # classes: particles
-MANY = 50                      # classes, of which every third start is made
+PARTICLES = {(20, 0.1): 1000, (20, 0.03): 1500, (50, 0.1): 1600,
+             (50, 0.03): 2000}   # of (classes, SNR): the conditions
+BOX = {0.1: 32, 0.03: 48}      # px by SNR: the same box in Å, with more of the signal in the larger one
+OFTEN, SELDOM = ((20, 0.1), (20, 0.03)), ((50, 0.1), (50, 0.03))   # of these only every second start is made
+SCANNED_AT = OFTEN[0]
 DATA_SETS = 2
 PASSES, NOISY = 12, 8          # E steps of all particles: in all, and with mini-batches at most
 BATCHES = 8                    # mini-batches for all particles
@@ -127,31 +130,31 @@ class Case:
 
     @property
     def key(self):
-        return [self.n_classes, self.snr, self.start, self.arm]
+        return [self.n_classes, self.snr, PARTICLES[self.n_classes, self.snr], self.start, self.arm]
 
 
 def cases(starts, scanned):
-    """All cases, starts outermost, so that what is cut short is balanced; the many classes after every third start."""
+    """All cases, starts outermost, so that what is cut short is balanced; conditions that cost more after every second start."""
     found = []
     for start in range(starts):
-        found += _both(20, start)
-        if start % 3 == 2:
-            found += _both(MANY, start // 3)
-    return found + [Case(20, SNRS[0], start, f"switch {length}") for start in range(scanned) for length in SCANNED]
+        found += [case for condition in OFTEN for case in _all_arms(condition, start)]
+        if start % 2:
+            found += [case for condition in SELDOM for case in _all_arms(condition, start // 2)]
+    return found + [Case(*SCANNED_AT, start, f"switch {length}") for start in range(scanned) for length in SCANNED]
 
 
-def _both(n_classes, start):
-    """All arms from a start, at both signal-to-noise ratios."""
+def _all_arms(condition, start):
     once = ("one class",) if start < DATA_SETS else ()
-    return [Case(n_classes, snr, start, arm) for snr in SNRS for arm in (*once, *ARMS)]
+    return [Case(*condition, start, arm) for arm in (*once, *ARMS)]
 
 
 class Stage:
     """Particles that are read once for all arms: of one data set, those that teach and those that judge."""
 
     def __init__(self, folder, n_classes, snr, data):
-        self.n, self.snr, self.data = SIZES[n_classes], snr, data
-        self.folder = Path(folder) / f"k{n_classes}_snr{snr:g}_d{data}"
+        self.pixel_size = WIDTH / BOX[snr]
+        self.n, self.snr, self.data = PARTICLES[n_classes, snr], snr, data
+        self.folder = Path(folder) / f"k{n_classes}_snr{snr:g}_n{self.n}_d{data}"
         if not (self.folder / "unseen.star").exists():
             self._simulate(n_classes)
         truth = read_star(self.folder / "truth.star")["particles"]["rlnClassNumber"]
@@ -159,9 +162,9 @@ class Stage:
 
     def _simulate(self, n_classes):
         self.folder.mkdir(parents=True, exist_ok=True)
-        simulate_particles(ParticleSimulation(n=self.n + UNSEEN, views=n_classes, box_size=BOX, pixel_size=PIXEL_SIZE,
-                                              snr=self.snr, seed=100 + self.data, max_shift=SHIFT, ctf=False),
-                           self.folder)
+        simulate_particles(ParticleSimulation(
+            n=self.n + UNSEEN, views=n_classes, box_size=BOX[self.snr], pixel_size=self.pixel_size, snr=self.snr,
+            seed=100 + self.data, max_shift=SHIFT / self.pixel_size, ctf=False), self.folder)
         blocks = read_star(self.folder / "particles.star")
         for name, part in (("seen", slice(0, self.n)), ("unseen", slice(self.n, None))):
             columns = {label: np.asarray(values)[part] for label, values in blocks["particles"].items()}
@@ -170,7 +173,8 @@ class Stage:
     def prepared(self, name, stop, **keys):
         """A Run of classify2d on the particles of one part."""
         options = Classify2dOptions(input=self.folder / f"{name}.star", output=self.folder, ctf="none", psi_step=15,
-                                    particle_diameter=DIAMETER, offset_range=1, offset_step=1,
+                                    particle_diameter=DIAMETER, offset_range=SEARCHED / self.pixel_size,
+                                    offset_step=SEARCHED / self.pixel_size,
                                     max_resolution=RESOLUTION, **keys)
         return classify2d.prepare(options, stop, NullLog(), alone())
 
@@ -204,7 +208,8 @@ def measure(case, stage, stop):
 def run_all(arguments, folder):
     """Make the runs that are not yet in the file: all records."""
     records = read_lines(arguments.runs) if Path(arguments.runs).exists() else []
-    done = {json.dumps([each[name] for name in ("n_classes", "snr", "start", "arm")]) for each in records}
+    names = ("n_classes", "snr", "particles", "start", "arm")
+    done = {json.dumps([each[name] for name in names]) for each in records}
     left = [case for case in cases(arguments.starts, arguments.scanned) if json.dumps(case.key) not in done]
     progress, surroundings, stages = Progress(), environment(), {}
     progress.step("runs", len(left))
@@ -238,12 +243,13 @@ def _agreement(folder, case, number):
 
 def basins(records):
     """{(classes, SNR, data): (best, tolerance)}: the best held-out log-likelihood of any run, and half of what a view
-    is worth, (best − that of one class) / 2K [nats a particle]. A run within it is in the best basin."""
+    is worth, (best − that of one class) / 2K [nats a particle]. A run within it is in the best basin. Where no run does
+    better than one class, there is none."""
     found = {}
     for place in {_place(each) for each in records}:
         values = {name: [each["held_out"] for each in records if _place(each) == place
                          and (each["arm"] == "one class") == (name == "one")] for name in ("one", "arms")}
-        if values["one"] and values["arms"]:
+        if values["one"] and values["arms"] and max(values["arms"]) > values["one"][0]:
             found[place] = max(values["arms"]), (max(values["arms"]) - values["one"][0]) / (2.0 * place[0])
     return found
 
@@ -267,10 +273,11 @@ def scored(records):
 
 
 def judged(records):
-    """What the runs say: {conditions: {(classes, SNR): {arm: figures}}, pooled: {arm: figures}, verdicts, scan}.
-    Intervals are 95 % bootstrap intervals over starts, drawn within conditions, the same for all arms."""
-    runs = scored(records)
-    conditions = {}
+    """What the runs of the present conditions say: {conditions: {(classes, SNR): {arm: figures}}, pooled: {arm:
+    figures}, verdicts, scan}. Intervals are 95 % bootstrap intervals over starts, drawn within conditions, the same for
+    all arms."""
+    records = [each for each in records if PARTICLES.get((each["n_classes"], each["snr"])) == each["particles"]]
+    runs, conditions = scored(records), {}
     for (n_classes, snr, _), of in sorted(runs.items(), key=lambda item: (item[0][0], -item[0][1], item[0][2])):
         conditions.setdefault((n_classes, snr), []).append(of)
     random = np.random.default_rng(0)
@@ -340,7 +347,7 @@ def scan(records):
         name = "online" if length == NOISY * BATCHES else f"switch {length}"
         starts = {each["start"] for each in records if each["arm"] == f"switch {SCANNED[0]}"}
         lost = [(known[_place(each)][0] - each["held_out"]) / (2.0 * known[_place(each)][1]) for each in records
-                if each["arm"] == name and (each["n_classes"], each["snr"]) == (20, SNRS[0])
+                if each["arm"] == name and (each["n_classes"], each["snr"]) == SCANNED_AT
                 and each["start"] in starts and _place(each) in known]
         if lost:
             near = np.less_equal(lost, 0.5)
@@ -386,7 +393,7 @@ def main():
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--starts", type=int, default=12, metavar="N", help="starts, a third of them with 50 classes too (default 12)")
+    add("--starts", type=int, default=12, metavar="N", help="random starts, half of them with 50 classes (default 12)")
     add("--scanned", type=int, default=6, metavar="N", help="starts of the scan of switch times (default 6)")
     add("--runs", default=RESULTS / "em_schedules.jsonl", metavar="FILE", help="JSON lines (default %(default)s)")
     add("--keep", metavar="DIR", help="keep particles and classes here (default: a temporary folder); needed "
