@@ -140,7 +140,8 @@ def cases(starts, scanned):
         found += [case for condition in OFTEN for case in _all_arms(condition, start)]
         if start % 2:
             found += [case for condition in SELDOM for case in _all_arms(condition, start // 2)]
-    return found + [Case(*SCANNED_AT, start, f"switch {length}") for start in range(scanned) for length in SCANNED]
+    scans = [Case(*SCANNED_AT, start, f"switch {length}") for start in range(scanned) for length in SCANNED]
+    return found + scans
 
 
 def _all_arms(condition, start):
