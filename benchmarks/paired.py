@@ -129,8 +129,8 @@ def told(found):
                    f"{of['interval'][1]:.3f})")
     lines += _table(f"AUPRC above {STANDARD} (95 %)", rows, [arm for arm in arms if arm != STANDARD], lambda of: (
         _signed([of["above_standard"], *of["above_interval"]]) if "above_standard" in of else "–"))
-    for name, words in (("f1", "F1"), ("recall", "recall at precision 0.9"), ("calibration", "calibration error")):
-        lines += _table(words, rows, arms, lambda of, name=name: f"{of[name]:.3f}")
+    lines += _table("F1, recall at precision 0.9, calibration error", rows, arms,
+                    lambda of: f"{of['f1']:.3f}, {of['recall']:.3f}, {of['calibration']:.3f}")
     return "\n".join([*lines, *_verdict_lines(found["verdicts"])])
 
 
