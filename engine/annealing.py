@@ -97,6 +97,7 @@ class Annealing:
 
     def __init__(self, particles, lattice, settings, schedule, *, comm):
         self.schedule = schedule
+        particles.last_class[:] = -1   # classes of another trial are not these
         held = replace(settings, learn_prior=False)
         self._cooling = Maximisation(particles, lattice, held, comm=comm)
         everything = replace(particles, held_out=np.zeros(len(particles), dtype=bool))

@@ -265,8 +265,9 @@ def _report(run, trials, state, report, spent):
     seconds, cpu_seconds = spent
     run.log.tell("iteration", iteration=state.iteration, of=limit(run.options, trials), stage=report.stage,
                  temperature=report.temperature, log_likelihood=report.log_likelihood, held_out=report.held_out,
-                 class_sizes=np.rint(report.class_sizes).astype(int), outliers=report.outliers, seconds=seconds,
-                 cpu_seconds=cpu_seconds,
+                 class_sizes=np.rint(report.class_sizes).astype(int), outliers=report.outliers,
+                 mobility=report.mobility,
+                 seconds=seconds, cpu_seconds=cpu_seconds,
                  eta=(_most_left(run, trials, state) + _trials_left(run, trials, state)) * seconds, memory=run.memory,
                  **report.seconds)
 

@@ -18,7 +18,8 @@ Records, each with `kind`, `time` (ISO 8601, UTC) and `elapsed` [s] besides:
                 (class-switch rate of particles that had a class), temperature (of the posterior), noise (variance that
                 mini-batches leave in the averaged sums, of that of one particle; 0 in full passes)
     iteration   of cluster: iteration, of, stage ("cool" | "settle"), temperature, log_likelihood and held_out (of a
-                particle), class_sizes, outliers [particles learnt from], seconds, e_step, m_step, reduce, eta, memory
+                particle), class_sizes, outliers [particles learnt from], mobility (null in the first after a resume),
+                seconds, e_step, m_step, reduce, eta, memory
     probe       iteration (mini-batches so far), ari of two continuations, frozen (agreements in a row), needed (for
                 the end), particles (compared), mobility
     reseed      iteration, map {class that was replaced: class it was split from} (numbers as in the STAR file)

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from vitrea.engine.anneal import switch_rate
 from vitrea.engine.comm import largest_over_ranks, sum_over_ranks
 from vitrea.engine.latent import Lattice
 from vitrea.engine.shards import share_of
@@ -107,7 +108,8 @@ class EmbeddedParticles:
 
     transformed float32[n, D]: b = c∘t, t whitened so that noise has variance near 1; ctf2 float32[n, S]: C² by group;
     power float64[n, R]: Σ t² by shell; rows int64[n]: their numbers among all n_total; starts int64[B + 1]: where
-    blocks begin, and n; held_out bool[n]: judged but not learnt from. With `transformed` and `ctf2` in float64
+    blocks begin, and n; held_out bool[n]: judged but not learnt from; last_class int32[n]: the likeliest, of the last E
+    step that saw the particle, −1 for none, which every E step writes. With `transformed` and `ctf2` in float64
     everything is computed in float64.
     """
 
@@ -119,8 +121,11 @@ class EmbeddedParticles:
     n_total: int
     layout: Layout
     held_out: np.ndarray = None
+    last_class: np.ndarray = None
 
     def __post_init__(self):
+        if self.last_class is None:
+            self.last_class = np.full(len(self.rows), -1, dtype=np.int32)
         if self.held_out is None:
             self.held_out = np.zeros(len(self.rows), dtype=bool)
 
@@ -209,7 +214,7 @@ class Totals:
     power: np.ndarray
     scalars: np.ndarray
 
-    SCALARS = ("tempered", "log_likelihood", "learnt", "held_out_likelihood", "held_out")
+    SCALARS = ("tempered", "log_likelihood", "learnt", "held_out_likelihood", "held_out", "changed", "met")
 
     def __getattr__(self, name):
         if name in Totals.SCALARS:
@@ -352,6 +357,7 @@ def _block_sums(expectation, block):
     particles, n_nodes = expectation.particles, expectation.manifold.n_nodes
     transformed = particles.transformed[block]
     weights, poses, tempered, plain = expectation.joint_weights(block, transformed)
+    switches = _switches(particles, block, weights[:, :n_nodes])
     learnt = ~particles.held_out[block]
     weights[~learnt] = 0
     nodes = np.ascontiguousarray(weights[:, :n_nodes].T)
@@ -360,8 +366,16 @@ def _block_sums(expectation, block):
     data, ctf2 = nodes @ transformed, nodes @ particles.ctf2[block]
     count = weights.sum(axis=0, dtype=np.float64)
     noisy = learnt.astype(np.float64) - (weights[:, -1] if weights.shape[1] > n_nodes else 0.0)
-    scalars = [tempered[learnt].sum(), plain[learnt].sum(), learnt.sum(), plain[~learnt].sum(), (~learnt).sum()]
+    scalars = [tempered[learnt].sum(), plain[learnt].sum(), learnt.sum(), plain[~learnt].sum(), (~learnt).sum(),
+               *switches]
     return data, ctf2, count, noisy @ particles.power[block], np.array(scalars, dtype=np.float64)
+
+
+def _switches(particles, block, weights):
+    """(changed, met): of the particles of a block that had a class, those that have another now, and all of them."""
+    before, now = particles.last_class[block].copy(), weights.argmax(axis=1)
+    particles.last_class[block] = now
+    return np.count_nonzero((before >= 0) & (before != now)), np.count_nonzero(before >= 0)
 
 
 def _add(totals, quanta, sums):
@@ -498,7 +512,8 @@ def _latent_mean(weights, lattice):
 
 @dataclass(frozen=True)
 class Report:
-    """What an iteration found: log-likelihoods per particle at T = 1, of the model it began with; sizes of classes."""
+    """What an iteration found: log-likelihoods per particle at T = 1, of the model it began with; sizes of classes;
+    mobility: class-switch rate of the particles met again (engine/anneal.py)."""
 
     iteration: int
     temperature: float
@@ -508,6 +523,7 @@ class Report:
     class_sizes: np.ndarray
     outliers: np.ndarray
     beta: np.ndarray
+    mobility: float = np.nan
     stage: str = ""
     seconds: dict = field(default_factory=dict)
 
@@ -566,7 +582,8 @@ class Maximisation:
         n, held = max(totals.learnt, 1.0), totals.held_out
         return Report(0, manifold.temperature, totals.log_likelihood / n, totals.tempered / n,
                       totals.held_out_likelihood / held if held else np.nan, totals.count[:manifold.n_nodes],
-                      np.append(totals.count[manifold.n_nodes:], np.zeros(2))[:2], manifold.beta, seconds=seconds)
+                      np.append(totals.count[manifold.n_nodes:], np.zeros(2))[:2], manifold.beta,
+                      switch_rate(totals.changed, totals.met), seconds=seconds)
 
 
 def manifold_arrays(manifold):

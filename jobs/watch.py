@@ -277,7 +277,9 @@ def _figures(record: Record) -> Table:
     if "held_out" in record:
         row.add_row(
             f"log-likelihood of a particle {shown('log_likelihood', '.2f')}", f"held out {shown('held_out', '.2f')}",
-            f"temperature {shown('temperature', '.2f')}", f"{shown('seconds', '.1f')} s an iteration",
+            f"temperature {shown('temperature', '.2f')}",
+            *([f"class switches {shown('mobility', '.1f', 100)} %"] if record.get("mobility") is not None else []),
+            f"{shown('seconds', '.1f')} s an iteration",
         )
         return row
     row.add_row(

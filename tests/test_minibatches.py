@@ -8,7 +8,7 @@ import pytest
 from vitrea.engine import annealing, starts
 from vitrea.engine.cluster import make_lattice, schedule
 from vitrea.engine.comm import alone
-from vitrea.engine.manifold import EmbeddedParticles, Layout, Maximisation, Settings, cut, hold_out
+from vitrea.engine.manifold import EmbeddedParticles, Expectation, Layout, Maximisation, Settings, cut, hold_out
 from vitrea.engine.options import ClusterOptions
 from vitrea.kernels.embedding import HalfPlane, shell_power
 
@@ -73,6 +73,36 @@ def test_batches_end_where_full_passes_end(particles):
         learner = Maximisation(particles, state.manifold.lattice, Settings(), comm=alone())
         ends.append(learner.step(state.manifold)[1].log_likelihood)
     assert ends[1] == pytest.approx(ends[0], abs=0.02)
+
+
+def test_the_class_switch_rate_is_of_particles_met_again(particles):
+    """Those that had a class in an earlier iteration and have another now; none in the first."""
+    manifold, before = begun(particles, options_with()).manifold, None
+    learner = Maximisation(replace(particles, last_class=None), manifold.lattice, Settings(), comm=alone())
+    for _ in range(3):
+        now = np.concatenate([Expectation(particles, manifold).weights(block)[0][:, :CLASSES].argmax(axis=1)
+                              for block in particles.blocks])
+        manifold, report = learner.step(manifold)
+        expected = np.nan if before is None else np.mean(now != before)
+        assert report.mobility == pytest.approx(expected, nan_ok=True)
+        before = now
+    few = particles.blocks[:3]
+    assert learner.step(manifold, few)[1].mobility < 1.0
+
+
+def test_a_constant_step_keeps_the_noise_of_batches(particles):
+    """What a batch weighs does not fall, and the model goes on moving."""
+    averages = {}
+    for step in (None, 0.5):
+        options = options_with(minibatch_size=200, minibatch_step=step)
+        learner = annealing.Annealing(particles, make_lattice(options), Settings(), schedule(options, N), comm=alone())
+        state, ends = begun(particles, options), []
+        state = replace(state, manifold=replace(state.manifold, temperature=1.0))
+        for _ in range(7):
+            state, _ = learner.step(state)
+            ends.append(state.manifold.y)
+        averages[step] = np.linalg.norm(ends[-1] - ends[-2])
+    assert averages[0.5] > 1.3 * averages[None]
 
 
 def test_many_particles_are_cooled_in_batches_unless_told_otherwise():
