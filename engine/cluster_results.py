@@ -39,11 +39,12 @@ def write(run, manifold):
     write_data_star(folder / "run_data.star", run.table, known["row"],
                     particle_results(run.table, known, run.window, geometry.pixel_size), latent_columns(known))
     write_model_star(folder / "run_model.star", model_results(run, manifold, found, known, resolution))
-    title = str(folder) + (f"   class {len(counts)}: outliers" if len(counts) > manifold.n_nodes else "")
     shown = np.where(np.isfinite(resolution), resolution, geometry.box_size * geometry.pixel_size)
-    draw_gallery(folder / "classes.png", images, counts, shown, title)
+    n_told = len(counts) if counts[manifold.n_nodes:].any() else manifold.n_nodes   # outliers, if there are any
+    title = str(folder) + (f"   class {n_told}: outliers" if n_told > manifold.n_nodes else "")
+    draw_gallery(folder / "classes.png", images[:n_told], counts[:n_told], shown[:n_told], title)
     _draw_latent(run, manifold, images, counts, known)
-    run.log.tell("done", classes=len(counts), empty=int((counts == 0).sum()), largest=int(counts.max()),
+    run.log.tell("done", classes=n_told, empty=int((counts[:n_told] == 0).sum()), largest=int(counts.max()),
                  particles=int(counts.sum()), memory=max(run.memory, peak_memory()), files=list(FILES))
 
 

@@ -138,7 +138,14 @@ def draw_course(path, records, found, shape):
 
 
 def _series(records, name):
-    found = [(record["iteration"], record[name]) for record in records if record.get(name) is not None]
+    """Iterations and values; NaN between two starts, which are no one course: there the temperature rises."""
+    found, before = [], np.inf
+    for record in records:
+        if record["temperature"] > before:
+            found.append((record["iteration"], np.nan))
+        before = record["temperature"]
+        if record.get(name) is not None:
+            found.append((record["iteration"], record[name]))
     return list(zip(*found, strict=True)) or [(), ()]
 
 
@@ -162,8 +169,8 @@ def _draw_populated(panel, records):
     for record in records:
         share = np.array(record["class_sizes"], dtype=np.float64)
         share = share[share > 0] / max(share.sum(), 1e-300)
-        effective.append(float(np.exp(-np.sum(share * np.log(share)))))
-    panel.plot([record["iteration"] for record in records], effective, marker=".", color="tab:green")
+        effective.append({**record, "effective": float(np.exp(-np.sum(share * np.log(share))))})
+    panel.plot(*_series(effective, "effective"), marker=".", color="tab:green")
     panel.set_ylabel("classes in use (exp. entropy of sizes)")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from vitrea.engine import anneal, classify2d
 from vitrea.engine.compare import compare
+from vitrea.engine.latent_pictures import _series
 from vitrea.engine.log import format_record, read_records
 from vitrea.engine.minibatches import PROBE_SHARE, Schedule, schedule_of, step_size
 from vitrea.engine.options import Classify2dOptions
@@ -172,3 +173,12 @@ def test_a_hot_run_cools_before_it_ends(folder, monkeypatch):
     assert temperatures == sorted(temperatures, reverse=True)
     assert set(temperatures[10:]) == {1.0}
     assert compare(folder / "stack" / "truth.star", folder / "hot" / "run_data.star").ari > 0.95
+
+
+def test_starts_of_one_job_are_lines_of_their_own_in_the_picture_of_its_course():
+    """Where the temperature rises another start begins: no line joins the two."""
+    records = [{"iteration": i + 1, "temperature": t, "held_out": h}
+               for i, (t, h) in enumerate([(9.0, -3.0), (7.0, None), (9.0, -5.0), (8.0, -4.0)])]
+    x, y = _series(records, "held_out")
+    assert x == (1, 3, 3, 4)
+    assert np.array_equal(y, (-3.0, np.nan, -5.0, -4.0), equal_nan=True)
