@@ -187,7 +187,7 @@ class Watch:
         if files:
             write_arrived(self._folder, self._pending)
             _tell(self._folder, None, f"round {self._pending.rounds}   {files} new file{'s' if files > 1 else ''} with "
-                  f"{new:,} new {self._kind}, {len(self._pending):,} in all")
+                  f"{new:,} new {self._kind[:-1] if new == 1 else self._kind}, {len(self._pending):,} in all")
         self._arrived, self._waiting = self._pending, None
 
 

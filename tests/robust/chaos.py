@@ -44,6 +44,34 @@ iterate = classify2d.iterate
 classify2d.iterate = lambda run, state: (time.sleep(0.4), iterate(run, state))[1]
 sys.exit(main(sys.argv[1:]))
 """
+# of a run that follows a folder: a part is delivered when the round before is done, then STOP
+FOLLOWING = """\
+import shutil, sys, time
+from pathlib import Path
+from vitrea.engine import classify2d, rounds
+from vitrea.jobs import follow
+from vitrea.jobs.cli import main
+
+follow.LOOK_SECONDS = follow.NAP = 0.05
+look, iterate, batch = follow.Watch.look, classify2d.iterate, rounds._batch
+
+def delivering(watch):
+    done = watch._arrived.rounds
+    part = Path(f"parts/p{done}.star")
+    if len(list(Path("arriving").glob("*.star"))) == done:
+        if part.exists():
+            shutil.copy(part, "arriving/.next")
+            Path("arriving/.next").rename(f"arriving/{part.name}")
+        else:
+            Path("arriving/STOP").touch()
+    return look(watch)
+
+follow.Watch.look = delivering
+classify2d.iterate = lambda run, state: (time.sleep(0.4), iterate(run, state))[1]
+rounds._batch = lambda *words: (time.sleep(0.4), batch(*words))[1]
+sys.exit(main(sys.argv[1:]))
+"""
+PARTS = (60, 90, 120)   # particles that have come after each
 # root writes where permission is denied, unless these are taken from it
 ORDINARY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--inh-caps=-all"]
 HARMS = ("kill a rank", "kill all", "kill the launcher", "stop a rank", "terminate a rank", "warn the launcher",
@@ -58,6 +86,9 @@ class Trial:
     def __init__(self, folder, good, seed):
         self.folder, self.run, self.random, self.done = folder, folder / "run", random.Random(seed), []
         shutil.copytree(good / "sim", folder / "sim")
+        if (good / "parts").exists():
+            shutil.copytree(good / "parts", folder / "parts")
+            (folder / "arriving").mkdir()
         for name in ("job.yaml", "slow.py"):
             shutil.copy(good / name, folder)
 
@@ -189,7 +220,7 @@ class Trial:
         self._signal(self._ranks(), signal.SIGKILL)
 
 
-def undisturbed(folder):
+def undisturbed(folder, following=False):
     """Make the stack and the job in `folder`, run it on one rank, and put its results there."""
     from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 
@@ -199,21 +230,36 @@ def undisturbed(folder):
         simulate_particles(ParticleSimulation(n=120, views=3, box_size=32, pixel_size=6.0, snr=0.3), Path("sim"))
     finally:
         os.chdir(here)
-    (folder / "job.yaml").write_text(JOB)
-    (folder / "slow.py").write_text(SLOW)
-    subprocess.run([sys.executable, "-m", "vitrea.jobs", "run", "job.yaml"], cwd=folder, check=True,
-                   stdout=subprocess.DEVNULL)
+    job = JOB.replace("sim/particles.star", "arriving\nfollow: arriving\nminibatch_size: 10") if following else JOB
+    (folder / "job.yaml").write_text(job)
+    (folder / "slow.py").write_text(FOLLOWING if following else SLOW)
+    if following:
+        _divide(folder)
+    words = ["slow.py"] if following else ["-m", "vitrea.jobs"]
+    subprocess.run([sys.executable, *words, "run", "job.yaml"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     for name in RESULTS:
         shutil.copy(folder / "run" / name, folder)
 
 
-def run(n, seed, first=0, tell=print):
+def _divide(folder):
+    """Parts of the particles, as a microscope would deliver them."""
+    from vitrea.engine.star import read_star, write_star
+
+    blocks = read_star(folder / "sim" / "particles.star")
+    (folder / "parts").mkdir()
+    (folder / "arriving").mkdir()
+    for number, (begin, end) in enumerate(zip((0, *PARTS), PARTS)):
+        write_star(folder / "parts" / f"p{number}.star", {"optics": blocks["optics"], "particles": {
+            label: column[begin:end] for label, column in blocks["particles"].items()}})
+
+
+def run(n, seed, first=0, tell=print, following=False):
     """Try n times from trial `first` on: (list of (trial, what was done, what went wrong), Counter of harm)."""
     findings, harm = [], Counter()
     with tempfile.TemporaryDirectory() as place:
         good = Path(place) / "good"
         good.mkdir()
-        undisturbed(good)
+        undisturbed(good, following)
         for number in range(first, first + n):
             folder = Path(place) / f"trial{number}"
             folder.mkdir()
@@ -240,10 +286,12 @@ def main():
     parser.add_argument("--patience", type=float, default=PATIENCE, help="of the watchdog [s] (default 15)")
     parser.add_argument("--hanging", type=float, default=HANGING, help="seconds after which a run counts as hanging "
                         "(default 90); more of both for a machine that is busy with other work")
+    parser.add_argument("--following", action="store_true", help="of a run that follows a folder, in three rounds")
     arguments = parser.parse_args()
     Trial.patience, Trial.hanging = arguments.patience, arguments.hanging
     begun = time.monotonic()
-    findings, harm = run(arguments.n, arguments.seed, arguments.first, tell=lambda text: print(text, flush=True))
+    findings, harm = run(arguments.n, arguments.seed, arguments.first, tell=lambda text: print(text, flush=True),
+                         following=arguments.following)
     minutes = round((time.monotonic() - begun) / 60, 1)
     print(json.dumps({"trials": arguments.n, "findings": len(findings), "minutes": minutes, "harm": harm}))
     return 1 if findings else 0
