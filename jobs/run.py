@@ -30,7 +30,7 @@ NO_MISTAKE = "no mistake found; nothing was run or written"
 NOT_SEEN = "not seen    values of the {}, for only headers are read: {}"
 FEW_MEMBERS = 5      # particles a class: with fewer, class averages are of noise
 SMALL_IN_BOX = 0.3    # of a box: particles are boxed more tightly
-SKIPPED_NAME = "skipped.star"
+SKIPPED_NAME, ARRIVED_NAME = "skipped.star", "arrived.star"
 RUN_FILES = (JOB_NAME, LINES_NAME, RECORDS_NAME, CHECKPOINT_NAME, "run_data.star", "run_classes.mrcs")
 RESULTS = {
     "report.html": "classes, curves, timing, job and log on one page, for any browser",
@@ -310,7 +310,7 @@ def told_of(folder: Path, made: list[Path], message: str, mistake: bool, comm) -
 def _take_back(folder: Path, made: list[Path]) -> None:
     """Leave nothing of a run that a mistake ended before its first checkpoint: the corrected job may use the folder."""
     with suppress(OSError):
-        for name in (JOB_NAME, LINES_NAME, RECORDS_NAME, SKIPPED_NAME):
+        for name in (JOB_NAME, LINES_NAME, RECORDS_NAME, SKIPPED_NAME, ARRIVED_NAME):
             (folder / name).unlink(missing_ok=True)
         for each in made:
             each.rmdir()
