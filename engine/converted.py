@@ -1,16 +1,15 @@
 """Particles of any number of stacks in one file, to be read again by any job: `vitrea convert particles.star all.h5`.
 
 The file is HDF5, so that other programs can read it: `images_0`, `images_1`, … float16 or float32 [n, L, L], one for
-each box size, `star`, the STAR file as bytes, and `description`, JSON. Every dataset is one contiguous piece. Vitrea
-itself looks up places and digests in the description, which the first 4096 bytes (HDF5 leaves them to its users)
+each box and pixel size, `star`, the STAR file as bytes, and `description`, JSON. Every dataset is one contiguous piece.
+Vitrea itself looks up places and digests in the description, which the first 4096 bytes (HDF5 leaves them to its users)
 locate and seal, and reads images as it reads those of a stack: in large pieces, by as many ranks as like, without the
 HDF5 library, which crashes on damaged files.
 
-description: format, version (of the layout), written_by, dtype, particles, normalisation ("as in the source"),
-rounding (largest deviation that float16 made, in deviations of its image), star {offset, bytes, sha256}, datasets
-[{name, offset, images, box_size, pixel_size [Å]}], sources [{name, named (in the STAR file), bytes,
-modified (ns since 1970), sha256, images}],
-rows: {offset} of int32[N, 2], for every row of the STAR file its dataset and its place in it.
+description: format, version (of the layout), written_by, dtype, particles, normalisation ("as in the source"), rounding
+(largest deviation that float16 made, in deviations of its image), star {offset, bytes, sha256}, rows (the same) of
+int32[N, 2], for every row of the STAR file its dataset and its place in it, datasets [{name, offset, images, box_size,
+pixel_size [Å]}], sources [{name, named (in the STAR file), bytes, modified (ns since 1970), sha256, images}].
 """
 import hashlib
 import importlib.metadata
@@ -90,26 +89,26 @@ def read_converted(path):
     return Converted(path, description, headers)
 
 
-def write_converted(path, table, dtype="float32", told=lambda fraction: None):
+def write_converted(path, table, dtype="float32"):
     """Write the particles of a ParticleTable to `path` as `dtype`, whole or not at all; the description.
 
-    told(fraction) is called now and then. JobError if a stack cannot be read or changes meanwhile, if there is no room,
-    or if float16 cannot hold the images: values too large, or rounded by more than LARGEST_ROUNDING deviations.
+    JobError if a stack cannot be read or changes meanwhile, if there is no room, or if float16 cannot hold the images:
+    values too large, or rounded by more than LARGEST_ROUNDING deviations.
     """
     star = Path(table.path).read_bytes()
     order, groups = _order(table)
-    sizes = [(len(rows), box) for box, rows in groups]
+    sizes = [(len(rows), box) for (box, _), rows in groups]
     with written_beside(path) as beside, StackReader(table) as reader:
         offsets = _laid_out(beside, sizes, DTYPES[dtype], len(star), len(table))
         with open(beside, "r+b") as handle:
-            rounding = _write_images(handle, table, reader, groups, offsets, DTYPES[dtype], told)
+            rounding = _write_images(handle, table, reader, groups, offsets, DTYPES[dtype])
             _write_at(handle, offsets["star"], star)
             rows = np.ascontiguousarray(order.astype("<i4")).tobytes()
             _write_at(handle, offsets["rows"], rows)
             if (changed := reader.changed()) is not None:
                 raise JobError(changed)
         datasets = [{"name": f"images_{i}", "offset": offsets[f"images_{i}"], "images": n, "box_size": box,
-                     "pixel_size": _pixel_size(table, groups[i][1])} for i, (n, box) in enumerate(sizes)]
+                     "pixel_size": groups[i][0][1]} for i, (n, box) in enumerate(sizes)]
         description = {
             "format": FORMAT, "version": VERSION, "written_by": f"vitrea {importlib.metadata.version('vitrea')}",
             "dtype": dtype, "particles": len(table), "normalisation": "as in the source", "rounding": rounding,
@@ -201,15 +200,19 @@ def _bytes_at(path, offset, size):
 # ---- writing
 
 def _order(table):
-    """(int64[N, 2]: dataset and place of every row; [(box size, rows int64[n] in the order in which they are written)]:
-    sorted by stack and section, so that a stack is read from its beginning to its end)."""
-    boxes = np.array([header.box_size for header in table.headers])[table.stack_index]
+    """(int64[N, 2]: dataset and place of every row; [((box size, pixel size [Å]), rows int64[n] in the order in which
+    they are written)]: sorted by stack and section, so that a stack is read from its beginning to its end)."""
+    kinds = [(group.box_size, float(group.pixel_size)) for group in table.optics]
+    distinct = sorted(set(kinds))
+    kind_of = np.array([distinct.index(kind) for kind in kinds])[table.optics_index]
     places, groups = np.empty((len(table), 2), dtype=np.int64), []
-    for number, box in enumerate(np.unique(boxes).tolist()):
-        rows = np.flatnonzero(boxes == box)
+    for kind in distinct:
+        number, rows = len(groups), np.flatnonzero(kind_of == distinct.index(kind))
+        if not len(rows):
+            continue
         rows = rows[np.lexsort((table.section[rows], table.stack_index[rows]))]
         places[rows, 0], places[rows, 1] = number, np.arange(len(rows))
-        groups.append((box, rows))
+        groups.append((kind, rows))
     return places, groups
 
 
@@ -232,10 +235,10 @@ def _laid_out(beside, sizes, dtype, star_bytes, n):
     return offsets
 
 
-def _write_images(handle, table, reader, groups, offsets, dtype, told):
+def _write_images(handle, table, reader, groups, offsets, dtype):
     """Write the images in their order: the largest deviation by rounding, in deviations of its image."""
-    done, rounding = 0, 0.0
-    for number, (box, rows) in enumerate(groups):
+    rounding = 0.0
+    for number, ((box, _), rows) in enumerate(groups):
         step = max(1, AT_ONCE // (4 * box * box))
         for first in range(0, len(rows), step):
             some = rows[first:first + step]
@@ -243,8 +246,6 @@ def _write_images(handle, table, reader, groups, offsets, dtype, told):
             stored, off = _stored(images, dtype, table, some)
             rounding = max(rounding, off)
             _write_at(handle, offsets[f"images_{number}"] + first * box * box * dtype.itemsize, stored.tobytes())
-            done += len(some)
-            told(done / len(table))
     return rounding
 
 
@@ -275,10 +276,6 @@ def _write_at(handle, offset, content):
 
 def _sealed(offset, content):
     return {"offset": offset, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _pixel_size(table, rows):
-    return float(table.optics[table.optics_index[rows[0]]].pixel_size)
 
 
 def _sources(table):
