@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitrea.engine import posed as posed_module
+from vitrea.engine import staging
 from vitrea.engine.errors import JobError
 from vitrea.engine.log import NullLog
 from vitrea.engine.options import ClusterOptions
@@ -174,7 +174,7 @@ def test_what_is_kept_is_whitened_alike(stacks, comm):
             return (bright[:, None, None] * super().read(rows)).astype(np.float32)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posed_module, "StackReader", Brighter)
+        patch.setattr(staging, "StackReader", Brighter)
         options = dataclasses.replace(options, normalise="never")
         bright = read_posed(table, options, geometry, NobodyStops(), NullLog(), comm=comm)
     np.testing.assert_allclose(bright.embedded.power, plain.embedded.power, rtol=1e-4)
