@@ -230,8 +230,9 @@ def test_resume_refuses_to_change_the_experiment(probe, capsys):
     cli.main(["run", "job.yaml"])
     capsys.readouterr()   # where the report is
     assert refused(capsys, "resume", "runs/a", "--set", "n_classes=9") == (
-        "--set n_classes=9: n_classes cannot change within a run; expected one of max_iterations, "
-        "checkpoint_minutes, threads, memory_limit, storage, scratch; start a new run with another output"
+        "--set n_classes=9: n_classes cannot change within a run; expected one of follow_minutes, "
+        "max_iterations, checkpoint_minutes, half_sets, threads, memory_limit, storage, staging, scratch; start a new "
+        "run with another output"
     )
 
 
