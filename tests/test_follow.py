@@ -13,12 +13,13 @@ import pytest
 from mpi4py import MPI
 
 from tests.running import same_files
+from vitrea.engine import results
 from vitrea.engine.arrivals import read_arrived
 from vitrea.engine.log import read_records
 from vitrea.engine.particles import read_particles
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star, write_star
-from vitrea.jobs import follow
+from vitrea.jobs import follow, run
 from vitrea.jobs.cli import main
 from vitrea.jobs.jobfile import read_job
 from vitrea.picker.micrographs import list_micrographs
@@ -41,11 +42,12 @@ follow: arriving
 """
 QUICK = """\
 import sys, time
-from vitrea.engine import rounds
-from vitrea.jobs import follow
+from vitrea.engine import results, rounds
+from vitrea.jobs import follow, run
 from vitrea.jobs.cli import main
 
 follow.LOOK_SECONDS = follow.NAP = 0.02
+results.draw_gallery = results.draw_convergence = run.reported = lambda *_: []   # pictures take most of the time
 batch = rounds._batch
 rounds._batch = lambda *words: (time.sleep(0.3), batch(*words))[1]
 sys.exit(main(sys.argv[1:]))
@@ -72,6 +74,8 @@ def work(delivered, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(follow, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(follow, "NAP", 0.02)
+    for module, name in ((results, "draw_gallery"), (results, "draw_convergence"), (run, "reported")):
+        monkeypatch.setattr(module, name, lambda *_: [])   # pictures take most of the time
     (tmp_path / "job.yaml").write_text(JOB)
     (tmp_path / "quick.py").write_text(QUICK)
     (tmp_path / "arriving").mkdir()
