@@ -27,7 +27,7 @@ from vitrea.engine.comm import StopRequest, alone
 from vitrea.engine.compare import adjusted_rand_index
 from vitrea.engine.levels import make_search
 from vitrea.engine.log import NullLog
-from vitrea.engine.minibatches import Schedule, schedule_of
+from vitrea.engine.minibatches import PROBE_SHARE, Schedule, schedule_of
 from vitrea.engine.options import Classify2dOptions
 from vitrea.engine.simulate import ParticleSimulation, simulate_particles
 from vitrea.engine.star import read_star, write_star
@@ -56,6 +56,11 @@ class Plain(Schedule):
     """Mini-batches of full length: they do not end for want of news."""
 
     may_settle = False
+
+    @property
+    def allowance(self):
+        """Of all that an arm may take."""
+        return PROBE_SHARE * PASSES * self.particles
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class Case:
 
 
 def cases(starts, scanned):
-    """All cases, starts outermost, so that what is cut short is balanced; conditions that cost more after every second start."""
+    """All cases, starts outermost, so that what is cut short is balanced; of SELDOM every second start."""
     found = []
     for start in range(starts):
         found += [case for condition in OFTEN for case in _all_arms(condition, start)]

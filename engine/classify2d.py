@@ -342,7 +342,7 @@ def probe(run, state):
     """The State after the probe that is due, if one is: it ends the mini-batches where it confirms that the classes
     are chosen. None if the run was asked to stop; the probe is then made again. Collective."""
     due = state.stage == "minibatch" and state.probed_at < state.in_stage
-    if not due or not run.schedule.probe_is_due(state.in_stage):
+    if not due or not run.schedule.probe_is_due(state.in_stage, state.probed):
         return state
     found = [_child(run, state, number) for number in range(2)]
     if any(each is None for each in found):

@@ -71,13 +71,21 @@ class Schedule:
         return not self.every
 
     @property
+    def allowance(self):
+        """E steps of particles that all probes may take."""
+        return PROBE_SHARE * (self.length * self.batch + self.particles)
+
+    @property
     def probe_cost(self):
         """E steps of particles that a probe takes: two children."""
         return 2 * (SHAKEN * self.batch + COOLED * self.probe)
 
-    def probe_is_due(self, t):
-        """Whether children are sent out after t mini-batches. While the posterior is hot they would tell nothing."""
-        return self.every > 0 and t > 0 and t % self.every == 0 and self.temperature_of("minibatch", t) == 1.0
+    def probe_is_due(self, t, probed=0.0):
+        """Whether children are sent out after t mini-batches, when probes have seen `probed` particles. While the
+        posterior is hot they would tell nothing."""
+        if not self.every or not t or t % self.every or self.temperature_of("minibatch", t) > 1.0:
+            return False
+        return probed + self.probe_cost <= self.allowance
 
     def used_up(self, t, probed):
         """Whether t mini-batches, and `probed` particles of probes, are what the stage may take: probes are paid for
@@ -92,5 +100,5 @@ def schedule_of(options, batch, particles):
         return plain
     probe = min(particles, max(LEAST_PROBE, PROBE_A_CLASS * options.n_classes))
     measured = replace(plain, probe=probe)
-    affordable = int(PROBE_SHARE * (plain.length * batch + particles) / measured.probe_cost)
+    affordable = int(measured.allowance / measured.probe_cost)
     return replace(measured, every=-(-plain.length // (affordable + 1)) if affordable >= LEAST_PROBES else 0)

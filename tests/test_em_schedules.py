@@ -59,6 +59,7 @@ def test_probes_cost_no_more_than_their_share(n, n_classes, size):
     assert len(due) * schedule.probe_cost <= PROBE_SHARE * (60 * size + n)
     assert schedule.used_up(60 - len(due) * schedule.probe_cost // size, len(due) * schedule.probe_cost), \
         "probes are paid for by mini-batches"
+    assert not schedule.probe_is_due(due[0], schedule.allowance - schedule.probe_cost + 1), "what was spent counts"
     options.schedule = "clock"
     assert not any(schedule_of(options, size, n).probe_is_due(t) for t in range(60))
 
