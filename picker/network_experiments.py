@@ -22,9 +22,9 @@ from vitrea.picker.options import PickTrainOptions
 from vitrea.picker.pick_train import load_labels
 
 NETWORK = "vitrea"
-CELLS = (Cell(0.05, 12), Cell(0.05, 3), Cell(0.1, 1), Cell(0.3, 1), Cell(0.6, 1), Cell(1.0, 1))
+CELLS = (Cell(0.1, 6), Cell(0.1, 1), Cell(0.3, 6), Cell(0.3, 1), Cell(0.2, 1), Cell(0.6, 1), Cell(0.1, 6, fresh=True))
 BRANCHING_CELLS = (Cell(0.1, 1), Cell(0.6, 1))
-EXPECTED = Expected(quiet=(0.05, 12), good=(0.3, 1), loud=(1.0, 1), early=(0.1, 1), late=(0.6, 1))
+EXPECTED = Expected(quiet=(0.1, 6), good=(0.3, 1), loud=(0.6, 1), early=(0.1, 1), late=(0.6, 1))
 REPEATS, PARENTS = 4, 2
 BRANCH_TIMES = (0.0, 5.0, 20.0)
 TESTED = 3               # every third micrograph
