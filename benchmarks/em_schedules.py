@@ -53,9 +53,7 @@ LEAST_GAIN = 0.15              # of P(best basin): the claim
 
 @dataclass(frozen=True)
 class Plain(Schedule):
-    """Mini-batches of full length: they do not end for want of news."""
-
-    may_settle = False
+    """Probes may take their share of all that an arm sees."""
 
     @property
     def allowance(self):
@@ -95,7 +93,7 @@ def arm_options(arm, n_classes, particles, start):
     """Keys of classify2d that make an arm."""
     length = NOISY * BATCHES
     batches = {"algorithm": "minibatch", "minibatch_size": particles // BATCHES, "minibatch_iterations": length,
-               "max_iterations": PASSES + 1}
+               "minibatch_step": None, "max_iterations": PASSES + 1}
     constant = batches | {"minibatch_step": STEP}
     if arm.startswith("switch "):
         return constant | {"minibatch_iterations": int(arm.split()[1])}
@@ -114,10 +112,12 @@ CLOCK, MEASURED, TODAY = "VDAM-like clock", "measured", "today"
 def arm_schedule(arm, options, particles):
     """The Schedule of an arm."""
     plain = schedule_of(options, classify2d.batch_size(options, particles), particles)
-    if arm in ("today", "full", "one class"):
+    if arm in ("full", "one class"):
         return plain
+    if arm == TODAY:
+        return replace(plain, renews=False, settles=True)
     every = EVERY if arm == MEASURED else 0
-    return (Vdam if arm == CLOCK else Plain)(**vars(plain) | {"renews": True, "every": every})
+    return (Vdam if arm == CLOCK else Plain)(**vars(plain) | {"every": every})
 
 
 @dataclass(frozen=True)

@@ -492,10 +492,10 @@ def _advanced(run, state, totals):
 
 
 def _batches_end(run, state):
-    """Whether the mini-batches are over: used up, or, where no probes decide, without news for long enough."""
+    """Whether the mini-batches are over: used up, or, where the schedule says so, without news for long enough."""
     if state.stage != "minibatch":
         return False
-    return (run.schedule.may_settle and settled(state)) or run.schedule.used_up(state.in_stage, state.probed)
+    return (run.schedule.settles and settled(state)) or run.schedule.used_up(state.in_stage, state.probed)
 
 
 def _may_reseed(run, state):

@@ -34,7 +34,8 @@ class Schedule:
     """batch: particles of a mini-batch, 0 for full passes from the start; step: α, None for t^−0.6; hottest:
     temperature of the first iteration; length: mini-batches at most; particles in all. Measured schedules: probe:
     particles that children are cooled by; every: mini-batches from one probe to the next, 0 for no probes. renews:
-    whether classes that lose their support are re-seeded although there was no other news."""
+    whether classes that lose their support are re-seeded although there was no other news; settles: whether
+    mini-batches also end when they bring none. Both as they were found best (docs/em-schedules.md)."""
 
     batch: int
     step: float | None
@@ -43,7 +44,8 @@ class Schedule:
     particles: int
     probe: int = 0
     every: int = 0
-    renews: bool = False
+    renews: bool = True
+    settles: bool = False
 
     def batch_of(self, _t):
         """Particles of mini-batch t = 0, 1, …"""
@@ -64,11 +66,6 @@ class Schedule:
         else:
             length = ANNEALED_SHARE * self.length
         return self.hottest ** (1.0 - t / length) if t < length else 1.0
-
-    @property
-    def may_settle(self):
-        """Whether mini-batches also end when they bring no news: where no probes decide."""
-        return not self.every
 
     @property
     def allowance(self):

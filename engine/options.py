@@ -226,7 +226,7 @@ ALGORITHM_CHOICES = {
 
 ANNEALED_PASSES = 10   # full passes in which a start_temperature falls to 1, where there are no mini-batches
 SCHEDULE_CHOICES = {
-    "clock": "their number, or a third of the particles seen without news",
+    "clock": "their number",
     "measured": "two continuations, cooled, that agree twice; their number at most",
 }
 STORAGE_CHOICES = {
@@ -313,8 +313,8 @@ class Classify2dOptions(AlignmentOptions, FollowOptions):
     minibatch_size: int | None = key("particles in a mini-batch", None, minimum=1, null_means="chosen from n_classes",
                                      example=5000, section="iterations")
     minibatch_step: float | None = key("what the sums of a mini-batch weigh in the running average, online EM's step; "
-                                       "with the size it is the noise of the class averages", None, above=0, maximum=1,
-                                       null_means="falls as t^-0.6", example=0.5, section="iterations")
+                                       "with the size it is the noise of the class averages", 0.2, above=0, maximum=1,
+                                       null_means="falls as t^-0.6", section="iterations")
     schedule: str = key("what ends the mini-batches", "clock", choices=SCHEDULE_CHOICES, section="iterations")
     start_temperature: float = key("temperature of the posterior at the start, as if the noise had so many times its "
                                    "variance; it falls to 1 in the first half of the mini-batches, or ten full passes",
@@ -329,16 +329,15 @@ class Classify2dOptions(AlignmentOptions, FollowOptions):
 
     def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().conflicts()
-        if self.algorithm == "full" and (self.schedule == "measured" or self.minibatch_step is not None):
-            name = "minibatch_step" if self.minibatch_step is not None else "schedule"
-            yield (name, "algorithm"), (
-                f"{name} belongs to mini-batches, but algorithm is full; expected auto or minibatch; change algorithm, "
-                f"or leave {name} out"
+        if self.algorithm == "full" and self.schedule == "measured":
+            yield ("schedule", "algorithm"), (
+                "schedule is measured, which belongs to mini-batches, but algorithm is full; expected auto or "
+                "minibatch; change algorithm, or leave schedule out"
             )
         elif self.schedule == "measured" and self.minibatch_step is None:
             yield ("schedule", "minibatch_step"), (
                 "schedule is measured, but the step of the mini-batches falls as t^-0.6 by the clock; expected a step "
-                "that lasts until the switch; write for example minibatch_step: 0.5"
+                "that lasts until the switch; write for example minibatch_step: 0.2"
             )
         if self.start_temperature > 1 and self.algorithm != "minibatch" and self.max_iterations <= ANNEALED_PASSES:
             yield ("start_temperature", "max_iterations"), (

@@ -75,9 +75,8 @@ def test_a_switch_rate_counts_particles_that_had_a_class():
 
 
 @pytest.mark.parametrize(("keys", "words"), [
-    ({"schedule": "measured"}, "schedule is measured, but the step of the mini-batches falls"),
-    ({"schedule": "measured", "algorithm": "full"}, "schedule belongs to mini-batches, but algorithm is full"),
-    ({"minibatch_step": 0.5, "algorithm": "full"}, "minibatch_step belongs to mini-batches, but algorithm is full"),
+    ({"schedule": "measured", "minibatch_step": None}, "schedule is measured, but the step of the mini-batches"),
+    ({"schedule": "measured", "algorithm": "full"}, "schedule is measured, which belongs to mini-batches, but"),
     ({"start_temperature": 4, "max_iterations": 8}, "start_temperature falls to 1 in 10 full passes, but"),
 ])
 def test_what_does_not_go_together_is_told(keys, words):
