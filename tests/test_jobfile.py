@@ -136,8 +136,8 @@ def test_home_is_expanded(job, monkeypatch):
         (
             "input: a\n",
             "job.yaml: key 'job' is missing; expected one of classify2d, cluster, deep2d, pick-train, pick, "
-            "recurse, extract, select, simulate-particles, simulate-micrographs, dynamics, bench, pipeline; add a line such "
-            "as 'job: classify2d'",
+            "recurse, extract, select, simulate-particles, simulate-micrographs, dynamics, bench, pipeline; add a line "
+            "such as 'job: classify2d'",
         ),
         (NEEDED.replace("2d", "3d"), "job.yaml:1: unknown job 'classify3d'; did you mean classify2d?"),
         ("job: scan\n",
