@@ -45,6 +45,7 @@ WORDS = {
     "centre": "variance in the middle {1:.2g} times that at the edge",
     "edge": "{0:.2f} of the signal in the outer ring of the mask",
     "offset": "centre of the signal {0:.2f} radii from the middle",
+    "stripes": "power spectrum {0:.2f} along one direction",
     "half_sets": "correlation of half-sets {0:.2f} in the mean",
     "pmax": "probability of the best pose {0:+.2f} beside the run's mean",
     "brightness": "amplitude of the particles {0:+.3f} beside the mean of all",
@@ -106,7 +107,7 @@ def _of_pixels(run, radius):
     radius = min(radius, run.box_size / 2 - 1)
     inside, middle = distance <= radius, distance <= radius / 2
     edge = inside & (distance > EDGE * radius)
-    found = {name: np.full(run.n_classes, np.nan) for name in ("centre", "edge", "offset")}
+    found = {name: np.full(run.n_classes, np.nan) for name in ("centre", "edge", "offset", "stripes")}
     for k in np.flatnonzero(run.sizes):
         image = run.averages[k].astype(np.float64)
         image = np.where(inside, image - image[inside].mean(), 0.0)
@@ -117,4 +118,16 @@ def _of_pixels(run, radius):
         found["centre"][k] = np.log(max(power[middle].mean(), 1e-12) / max(power[edge].mean(), 1e-12))
         found["edge"][k] = power[edge].sum() / total
         found["offset"][k] = np.hypot((power * x).sum(), (power * y).sum()) / total / radius
+        found["stripes"][k] = one_direction(image)
     return found
+
+
+def one_direction(image):
+    """How far the power spectrum of float[L, L] lies along one line through the origin: |Σ P e^(2iθ)| / Σ P, 0 for a
+    symmetric one, 1 for plane waves, as carbon edges and stripes of charge have them."""
+    power = np.abs(np.fft.fft2(image)) ** 2
+    frequency = np.fft.fftfreq(len(image))
+    direction = frequency[None, :] + 1j * frequency[:, None]
+    power[0, 0] = 0.0
+    turned = np.divide(direction**2, np.abs(direction) ** 2, out=np.zeros_like(direction), where=direction != 0)
+    return float(np.abs((power * turned).sum()) / max(power.sum(), 1e-30))

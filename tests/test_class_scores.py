@@ -6,7 +6,7 @@ import pytest
 
 from tests.finished_runs import blob, make_run
 from vitrea.benchmarks.classscores import RECORDS, fit, latest, scores_of
-from vitrea.engine.class_scores import WEIGHTS, WORDS, class_figures, score_classes
+from vitrea.engine.class_scores import WEIGHTS, WORDS, class_figures, one_direction, score_classes
 from vitrea.engine.finished import read_finished
 from vitrea.jobs.cli import main
 
@@ -33,6 +33,17 @@ def test_figures_of_pixels_say_what_they_are_called(tmp_path):
     assert found["offset"][1] > 0.3 > 0.1 > found["offset"][0]
 
 
+@pytest.mark.parametrize("size", [32, 33])
+def test_a_power_spectrum_along_one_line_is_told_from_a_symmetric_one(size):
+    axis = np.arange(size)
+    waves = np.sin(0.9 * axis[:, None] + 0.7 * axis)
+    noise = np.random.default_rng(0).normal(size=(size, size))
+    assert one_direction(waves * np.hanning(size) * np.hanning(size)[:, None]) > 0.9
+    assert one_direction(waves.T) == pytest.approx(one_direction(waves), abs=1e-9), "no direction is special"
+    assert one_direction(disc(size=size)) < 1e-9
+    assert one_direction(noise) < 0.1
+
+
 def test_figures_of_spectra_and_members(tmp_path):
     run = run_of(tmp_path, [disc()] * 4, (10, 20, 0, 70))
     found = class_figures(run, DIAMETER)
@@ -49,7 +60,7 @@ def test_figures_of_spectra_and_members(tmp_path):
 def test_figures_do_not_depend_on_contrast_or_background(tmp_path):
     image = blob(32, 0.1, np.random.default_rng(1))
     found = class_figures(run_of(tmp_path, [image, 7.5 * image + 3]), DIAMETER)
-    for name in ("centre", "edge", "offset"):
+    for name in ("centre", "edge", "offset", "stripes"):
         assert found[name][0] == pytest.approx(found[name][1], rel=1e-4), name
 
 
