@@ -21,7 +21,7 @@ from vitrea.engine.scoring import PRODUCT_SIZE, TILE_SCORES
 from vitrea.engine.shards import BATCH, LARGEST_BLOCK
 from vitrea.engine.storage import PIECE, record_type
 
-PROGRAM_BYTES = 235e6      # the interpreter, numba and the libraries, as measured
+PROGRAM_BYTES = 255e6      # the interpreter, numba and the libraries, as measured
 RINGS_PLANNED = 0.7        # of all rings
 MACHINE_SHARE = 0.8        # of a machine's memory that the ranks on it may plan for
 CONTROL_GROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
