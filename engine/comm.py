@@ -1,6 +1,5 @@
 """MPI: the communicator, whether the launcher meant it, and how ranks agree to stop. The only module that imports
 mpi4py."""
-import atexit
 import faulthandler
 import functools
 import os
@@ -18,6 +17,7 @@ from vitrea.engine.watchdog import Watchdog, patience
 
 # how many ranks the launcher started, by launcher: MPICH and Intel MPI (hydra), Open MPI, Slurm's srun
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+NETWORK_VARIABLE = "MPIR_CVAR_CH4_NETMOD"   # which of its network modules MPICH uses
 STOP_TAG = 7001
 WAIT_SECONDS = 0.05
 STUCK_SECONDS = 1.0   # after which a process that could not end itself by a sentence is ended by a traceback
@@ -30,18 +30,46 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 def world():
     """A duplicate of MPI.COMM_WORLD; JobError if there is no MPI library or the launcher belongs to another one."""
     try:
-        from mpi4py import MPI
+        MPI = _started()
     except (ImportError, RuntimeError) as error:
         raise JobError(
             f"MPI: no usable MPI library was found ({str(error).splitlines()[0]}); expected the site's MPI on the "
             "library path or an MPI wheel; load the site's module, or 'pip install \"vitrea[mpi]\"'"
         ) from error
-    if not MPI.Is_initialized():   # library_vendor() was asked before
-        MPI.Init_thread()
-        atexit.register(MPI.Finalize)
     check_launcher(MPI.COMM_WORLD.Get_size(), os.environ, MPI.Get_library_version().split("\n")[0])
     check_allocation(MPI.COMM_WORLD.Get_size(), os.environ)
     return _watched()(MPI.COMM_WORLD.Dup())
+
+
+def _started():
+    """mpi4py's MPI at work."""
+    MPI = _loaded()
+    if not MPI.Is_initialized():
+        if spoils_starts(MPI.Get_library_version(), os.environ):
+            os.environ.setdefault(NETWORK_VARIABLE, "ofi")
+        MPI.Init_thread()
+    return MPI
+
+
+def _loaded():
+    """mpi4py's MPI, loaded and not yet started, unless it was; it is ended with the process."""
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    return MPI
+
+
+def spoils_starts(library, environment):
+    """Whether this MPI, started by Slurm, might not start: MPICH 5.0.2 with UCX hands Slurm 22.05's PMI2 addresses
+    that are cut short, in 14 of 120 starts of two ranks (docs/cluster.md); its ranks then wait for each other. The
+    same library through libfabric, where it was built with both, does not.
+
+    library: what MPI_Get_library_version says. A choice of the user's (MPIR_CVAR_CH4_NETMOD) stands.
+    """
+    device = next((line for line in library.splitlines() if line.startswith("MPICH Device")), "")
+    return {"ch4:ucx", "ofi"} <= set(device.split()) and {"SLURM_STEP_ID", "PMI_FD"} <= set(environment)
 
 
 @functools.cache
@@ -162,9 +190,7 @@ def watchdog(folder, told, *, comm):
 
 def alone():
     """The communicator of this process by itself, for work that needs no other rank."""
-    from mpi4py import MPI
-
-    return MPI.COMM_SELF
+    return _started().COMM_SELF
 
 
 def check_launcher(size, environment, library):
@@ -210,14 +236,10 @@ def library_name():
 def library_vendor():
     """`MPICH`, `Intel MPI`, `Open MPI`: whose library would be used; "" if there is none here. MPI is not started,
     which login nodes may forbid: for programs that hand work to others only."""
-    import mpi4py
-
-    mpi4py.rc.initialize = False
     try:
-        from mpi4py import MPI
+        return _loaded().get_vendor()[0]
     except (ImportError, RuntimeError):
         return ""
-    return MPI.get_vendor()[0]
 
 
 def node_count(comm):

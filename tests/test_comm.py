@@ -14,6 +14,7 @@ from vitrea.engine.comm import (
     check_launcher,
     gather_rows,
     largest_over_ranks,
+    spoils_starts,
     sum_over_ranks,
 )
 from vitrea.engine.em import Pass
@@ -129,3 +130,19 @@ def test_ranks_that_fit_the_allocation_are_let_pass(size, environment):
 def test_ranks_that_do_not_fit_the_allocation_are_refused(size, environment, words):
     with pytest.raises(JobError, match=words):
         check_allocation(size, environment)
+
+
+BOTH = "MPICH Version:      5.0.2\nMPICH Device:       ch4:ucx ofi\n"
+SLURM = {"SLURM_STEP_ID": "0", "PMI_FD": "11"}
+
+
+@pytest.mark.parametrize(("library", "environment", "spoilt"), [
+    (BOTH, SLURM, True),
+    (BOTH, {"PMI_FD": "9"}, False),   # its own mpiexec
+    (BOTH, {"SLURM_JOB_ID": "1", "PMI_FD": "9"}, False),   # its own mpiexec in an allocation
+    (BOTH.replace(" ofi", ""), SLURM, False),   # there is nothing to choose: it would not start at all
+    (BOTH.replace("ch4:ucx ", "ch4:"), SLURM, False),
+    ("Open MPI v5.0.11", SLURM, False),
+])
+def test_mpich_started_by_slurm_goes_by_the_network_module_that_starts(library, environment, spoilt):
+    assert spoils_starts(library, environment) is spoilt

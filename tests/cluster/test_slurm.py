@@ -117,9 +117,8 @@ def state(number):
     return said.strip()
 
 
-def wait_for(condition, seconds=300):
-    """Until condition(), which takes a few seconds; minutes where Slurm's PMI spoils the start of a step, as it now and
-    then does, which then waits for its time limit and comes back."""
+def wait_for(condition, seconds=120):
+    """Until condition(), which takes seconds here, and a minute on a busy machine."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
