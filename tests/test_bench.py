@@ -333,7 +333,7 @@ def test_array_scripts_run_every_case_once(tmp_path, monkeypatch, capsys, schedu
         assert script.name in submitted
         assert "module load mpich" in text
         assert "--partition=cpu" in text
-        assert ("64" in text) == script.name.startswith("r64")
+        assert ("64" in text.replace(str(tmp_path), "")) == script.name.startswith("r64")
         numbers += _numbers(text)
     assert sorted(numbers) == [case.number for case in read_study("s.yaml").cases()]
     prepare = (folder / "prepare.sh").read_text()
