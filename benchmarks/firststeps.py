@@ -43,13 +43,13 @@ def main():
         folder = Path(temporary)
         (folder / "job.yaml").write_text(JOB)
         times = {words: timed(words, command, folder, progress) for words, command in steps(folder, arguments.ranks)}
-        kept, true = selected(folder)
+        kept, true, specimen = selected(folder)
     record = {"benchmark": "firststeps", "ranks": arguments.ranks, "seconds": times, "selected": kept, "true": true,
-              "environment": environment()}
+              "specimen": specimen, "environment": environment()}
     append_line(arguments.output, record)
     print(table(("step", "wall [s]"), [(words, f"{seconds:.0f}") for words, seconds in
                                        [*times.items(), ("in all", sum(times.values()))]]))
-    print(f"\n{kept:,} particles selected, {true:,} of them of the specimen")
+    print(f"\n{kept:,} particles selected, {true:,} of them of the {specimen:,} of the specimen")
 
 
 def steps(folder, ranks):
@@ -75,11 +75,11 @@ def timed(words, command, folder, progress):
 
 
 def selected(folder):
-    """(particles selected, how many of them are no junk)."""
+    """(particles selected, how many of them are no junk, how many are none in all)."""
     truth = read_star(folder / "sim" / "truth.star")["particles"]
     junk = dict(zip(truth["rlnImageName"], truth["vitreaJunk"] != "none"))
     names = read_star(folder / "runs/first/selection/selected.star")["particles"]["rlnImageName"]
-    return len(names), sum(not junk[name] for name in names)
+    return len(names), sum(not junk[name] for name in names), sum(not each for each in junk.values())
 
 
 def parse():

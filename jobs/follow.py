@@ -186,8 +186,10 @@ class Watch:
         files = len(self._pending.arrivals) - len(self._arrived.arrivals)
         if files:
             write_arrived(self._folder, self._pending)
-            _tell(self._folder, None, f"round {self._pending.rounds}   {files} new file{'s' if files > 1 else ''} with "
-                  f"{new:,} new {self._kind[:-1] if new == 1 else self._kind}, {len(self._pending):,} in all")
+            came = (f"{files} new file{'s' if files > 1 else ''} with {f'{new:,}' if new else 'no'} new "
+                    f"{self._kind[:-1] if new == 1 else self._kind}")
+            _tell(self._folder, None, f"round {self._pending.rounds}   {came}, {len(self._pending):,} in all" if new
+                  else came)
         self._arrived, self._waiting = self._pending, None
 
 

@@ -42,6 +42,7 @@ class RunState:
     iterations: list[Record] = field(default_factory=list)
     progress: Record | None = None
     reseed: Record | None = None
+    round: Record = field(default_factory=dict)   # of a run that follows a folder: the last that was done
     ending: Record | None = None
     last: Record | None = None
     lost: bool = False   # ended without a word: its process is gone
@@ -56,6 +57,7 @@ class RunState:
             # Where stages are jobs of their own, each start is one of them, and the others stand as they are.
             self.stages = {str(name): self.stages.get(str(name), {}) for name in record.get("stages") or ()}
         elif kind == "iteration":
+            record = {**record, "rounds": self.round.get("number", 0)}
             # A resumed run goes back to its checkpoint and makes some iterations again.
             while self.iterations and _order(self.iterations[-1]) >= _order(record):
                 self.iterations.pop()
@@ -65,12 +67,18 @@ class RunState:
             self.progress = record
         elif kind == "reseed":
             self.reseed = record
+        elif kind == "round":
+            self.round, self.progress = record, None
         elif kind == "stage":
             self.stages[str(record["stage"])] = self.stages.get(str(record["stage"]), {}) | record
 
     def stage_at_work(self) -> Record | None:
         """What was told of the stage of a pipeline that is at work, or was when it ended."""
         return next((record for record in self.stages.values() if record.get("state") in ("begin", "go on")), None)
+
+    def waiting(self) -> bool:
+        """Whether a run that follows a folder has taken in what came, and waits for more."""
+        return self.last is not None and self.last["kind"] == "round" and not self.lost
 
     def fraction(self) -> float | None:
         """How much of the present stage is done, 0 to 1; None before its length is known."""
@@ -94,13 +102,13 @@ class RunState:
     def seconds_left(self, now: datetime) -> float | None:
         """The run's own estimate, less the time since it was made; None if there is none."""
         told = self.progress if self.progress and "eta" in self.progress else (self.iterations or [{}])[-1]
-        if self.ending or self.lost or self.reading() or told.get("eta") is None:
+        if self.ending or self.lost or self.reading() or self.waiting() or told.get("eta") is None:
             return None
         return max(0.0, float(told["eta"]) - _age(told, now))
 
     def silent_for(self, now: datetime) -> float | None:
         """Seconds since the last record, if that is longer than the run's pace lets expect; None otherwise."""
-        if self.ending or self.lost or self.last is None:
+        if self.ending or self.lost or self.last is None or self.waiting():
             return None
         pace = float(self.iterations[-1].get("seconds") or 0.0) if self.iterations else 0.0
         age = _age(self.last, now)
@@ -252,13 +260,15 @@ def _bar(state: RunState, console: Console, now: datetime) -> Table:
         place = f"{STAGES.get(str(latest.get('stage')), 'iteration')} {latest['iteration']}/{of or '–'}"
     if state.reading():
         place = "reading particles"
+    if state.waiting():
+        place = "waits for new files"
     gone = float(state.last["elapsed"]) if state.last else 0.0
     if state.last and not state.ending and not state.lost and not state.silent_for(now):
         gone += _age(state.last, now)
     row = Table.grid(padding=(0, 2))
     width = max(10, min(50, console.width - 60))
     words = [place, "" if fraction is None else f"{100 * fraction:.0f} %", f"{format_clock(gone)} gone"]
-    if not state.ending and not state.lost:
+    if not state.ending and not state.lost and not state.waiting():
         words.append("time left not known yet" if left is None else f"{format_clock(left)} left at most")
     done = round(width * (fraction or 0.0))
     row.add_row(Text("━" * done, style="green").append("─" * (width - done), style="dim"), *words)
@@ -344,6 +354,8 @@ def _class_cell(number: int, size: int, of_largest: float, share: float) -> Text
 
 
 def _notes(folder: Path, state: RunState, now: datetime) -> Iterable[Text]:
+    if state.round:
+        yield Text(format_record(state.round)[0])
     if state.reseed:
         words = "   ".join(format_record(state.reseed))
         yield Text(f"it {state.reseed.get('iteration')}: {words}", style="dim")
@@ -366,8 +378,8 @@ def _notes(folder: Path, state: RunState, now: datetime) -> Iterable[Text]:
         yield Text("nothing recorded yet; the run reads its particles first", style="dim")
 
 
-def _order(record: Record) -> tuple[bool, int]:
-    return record.get("stage") != "minibatch", int(record["iteration"])
+def _order(record: Record) -> tuple[int, bool, int]:
+    return int(record["rounds"]), record.get("stage") != "minibatch", int(record["iteration"])
 
 
 def _local_time(record: Record) -> str:

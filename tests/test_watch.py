@@ -168,6 +168,22 @@ def test_a_resumed_run_goes_back_to_its_checkpoint():
     assert "resolution 9.0 Å" in drawn(state)
 
 
+def test_a_run_that_follows_a_folder_tells_its_rounds_and_that_it_waits():
+    first = (iteration(1), iteration(2), record("round", number=1, particles=800, classes=4, empty=0))
+    second = iteration(1, "minibatch", of=3)
+    assert [each["rounds"] for each in state_of(*first, second).iterations] == [0, 0, 1], "a round is no resumed run"
+    text = drawn(state_of(*first, second, record("round", number=2, particles=900, classes=4, empty=1)),
+                 NOW + timedelta(hours=1))
+    assert "waits for new files" in text
+    assert "round 2 is done   900 particles   4 classes, 1 empty" in text
+    assert "left" not in text
+    assert "silent" not in text
+    text = drawn(state_of(*first, second))
+    assert "mini-batch 1/3" in text
+    assert "round 1 is done" in text
+    assert "waits" not in text
+
+
 def test_the_last_reseeding_is_shown():
     text = drawn(state_of(iteration(6), record("reseed", iteration=6, map={"2": 12})))
     assert "it 6: re-seeded   class 2 from 12" in text
