@@ -147,6 +147,8 @@ def _add_picker(parser):
     add("--network", default="vitrea", metavar="PRESET", help="network and its recipe (default vitrea)")
     add("--seeds", nargs="+", type=int, default=[0], metavar="S", help="starts of the random draws (default 0)")
     add("--steps", type=whole, metavar="N", help="steps of training (default: the recipe's)")
+    add("--folds", type=int, default=0, metavar="N", help="parts of the micrographs trained on; the threshold is "
+        "chosen on each by a network trained on the others, N trainings more (default 0: by the network itself)")
     add("--inner", action="store_true", help="leave out one of those that the first split trains on, in turn: for "
         "choices, which must not see the micrographs tested")
     add("--splits", nargs="+", type=int, metavar="I", help="of micrographs that are tested in turn, only these, from 0")
@@ -327,10 +329,10 @@ def _scan(arguments):
 
 
 def _picker(arguments):
-    from vitrea.benchmarks.picking import Choice, measure, told
+    from vitrea.benchmarks.picking import Choice, Training, measure, told
 
-    record = measure(arguments.set, (arguments.network, arguments.seeds, arguments.steps),
-                     Choice(arguments.inner, arguments.splits), arguments.progress)
+    how = Training(arguments.network, steps=arguments.steps, folds=arguments.folds)
+    record = measure(arguments.set, how, arguments.seeds, Choice(arguments.inner, arguments.splits), arguments.progress)
     return _kept(arguments, record, told)
 
 

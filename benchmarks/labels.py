@@ -15,7 +15,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
-from vitrea.benchmarks.picking import SETS, prepare, score_split
+from vitrea.benchmarks.picking import SETS, Training, prepare, score_split
 from vitrea.benchmarks.records import DEFAULT, keep, read_all, surroundings
 from vitrea.engine.comm import world
 from vitrea.engine.errors import JobError
@@ -72,7 +72,8 @@ def measure(given):
                 continue
             link(whole, folder, tested)
             trained_on = [stem for stem in pool if (folder / "micrographs" / f"{stem}.mrc").exists()]
-            found = score_split(folder, (trained_on, tested), SETS[given.set], ("vitrea", seed, given.steps), comm,
+            how = Training(seed=seed, steps=given.steps)
+            found = score_split(folder, (trained_on, tested), SETS[given.set], how, comm,
                                 expected if kind == KINDS[2] else None)
             records.append({"benchmark": "labels", "name": given.set, "kind": kind, "labels": number, "seed": seed,
                             "steps": given.steps, **found, **surroundings()})

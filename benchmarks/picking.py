@@ -1,7 +1,8 @@
 """`vitrea bench picker`: the jobs pick-train and pick on real micrographs, and their picks against hand-made centres.
 
 The sets come from prepare.py of VITREA_DATA, into a temporary folder. Training and test never share a micrograph. The
-threshold is the best of the micrographs that were trained on; nothing is chosen by those that are tested. Every model
+threshold is the best of the micrographs that were trained on, by the network itself or by networks trained on the
+others of them (--folds); nothing is chosen by those that are tested. Every model
 also picks real images without particles, where every pick is false.
 """
 import csv
@@ -12,7 +13,7 @@ import statistics
 import tempfile
 import time
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
 
@@ -61,6 +62,17 @@ SETS = {
 
 
 @dataclass(frozen=True)
+class Training:
+    """A training: network, start of the random draws, steps (None: the recipe's), and the parts that the micrographs
+    are cut into to choose the threshold, each judged by a network trained on the others (0: by the network itself)."""
+
+    network: str = "vitrea"
+    seed: int = 0
+    steps: int | None = None
+    folds: int = 0
+
+
+@dataclass(frozen=True)
 class Choice:
     """Which splits of a set are measured: those of the micrographs that the first one trains on, each left out in turn
     (inner), and of these or of the set's own some by their numbers from 0 (None: all)."""
@@ -79,23 +91,23 @@ class Choice:
         return splits if self.numbers is None else [splits[number] for number in self.numbers]
 
 
-def measure(name, how, choice=None, progress=SILENCE):
+def measure(name, how, seeds, choice=None, progress=SILENCE):
     """The record of one set: F1, precision and recall, the medians over seeds of the means over splits; every seed's
     own means and splits; and CPU seconds of a training and of a micrograph picked, the medians.
 
-    how: (network, seeds, steps of training or None); choice: a Choice, by default the set's own splits.
+    how: a Training, of each seed; choice: a Choice, by default the set's own splits.
     """
-    (network, seeds, steps), choice = how, choice or Choice()
+    choice = choice or Choice()
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
         progress.step(f"{name}: micrographs prepared")
         prepare(name, Path(temporary))
         folder = Path(temporary) / name
         splits = choice.of(splits_of(folder, name))
         progress.step(f"{name}: trained on some micrographs, tested on others: splits", len(splits) * len(seeds))
-        runs = [{"seed": seed, **_over_splits(folder, splits, SETS[name], (network, seed, steps), progress)}
+        runs = [{"seed": seed, **_over_splits(folder, splits, SETS[name], replace(how, seed=seed), progress)}
                 for seed in seeds]
-    return {"benchmark": "picker", "name": name, "network": network, "seeds": list(seeds), "steps": steps,
-            **asdict(SETS[name]), "inner": choice.inner, "chosen_splits": choice.numbers,
+    return {"benchmark": "picker", "name": name, "network": how.network, "seeds": list(seeds), "steps": how.steps,
+            "folds": how.folds, **asdict(SETS[name]), "inner": choice.inner, "chosen_splits": choice.numbers,
             **{key: statistics.median(run[key] for run in runs) for key in (*SCORES, *SECONDS)}, "runs": runs,
             **surroundings()}
 
@@ -184,11 +196,11 @@ def pick_and_score(folder, stems, specimen, model, comm):
 
 
 def training_options(folder, stems, specimen, how):
-    """Keys of a pick-train job, {name: value}, on some micrographs of a set; how: (network, seed, steps or None)."""
-    network, seed, steps = how
+    """Keys of a pick-train job, {name: value}, on some micrographs of a set; how: a Training."""
     return {"input": listed(folder, "train", stems), "output": folder / "training",
             "coordinates": folder / "coordinates", "ignore": folder / "ignore", "holdout": 0,
-            "diameter": specimen.diameter, "network": network, "steps": steps, "f_beta": 1.0, "seed": seed,
+            "folds": how.folds, "diameter": specimen.diameter, "network": how.network, "steps": how.steps,
+            "f_beta": 1.0, "seed": how.seed,
             "min_distance": specimen.min_distance, "edge_margin": specimen.margin,
             "match_radius": specimen.radius * _pixel_size(folder) / specimen.diameter}
 

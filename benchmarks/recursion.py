@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from vitrea.benchmarks.labels import KINDS, link, take_labels
-from vitrea.benchmarks.picking import SETS, listed, pick_and_score, prepare, run_job, training_options
+from vitrea.benchmarks.picking import SETS, Training, listed, pick_and_score, prepare, run_job, training_options
 from vitrea.benchmarks.records import DEFAULT, keep, surroundings
 from vitrea.engine.comm import world
 from vitrea.engine.errors import JobError
@@ -54,7 +54,7 @@ def _one_seed(given, seed):
     with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as temporary:
         folder, parts = _arranged(given, Path(temporary), seed)
         labelled, unlabelled, tested = parts
-        specimen, how = SETS[given.set], ("vitrea", seed, given.steps)
+        specimen, how = SETS[given.set], Training(seed=seed, steps=given.steps)
         options = RecurseOptions(**training_options(folder, labelled, specimen, how) | {
             "output": folder / "recursion", "holdout": 0.5, "rounds": given.rounds, "sort": given.sort,
             "unlabelled": listed(folder, "unlabelled", unlabelled)})

@@ -18,7 +18,7 @@ import mrcfile
 import numpy as np
 from scipy.ndimage import gaussian_laplace
 
-from vitrea.benchmarks.picking import Specimen, pick_and_score, places_and_discs, run_job, score_split
+from vitrea.benchmarks.picking import Specimen, Training, pick_and_score, places_and_discs, run_job, score_split
 from vitrea.benchmarks.records import DEFAULT, keep, surroundings
 from vitrea.engine.comm import world
 from vitrea.picker import pick_job
@@ -62,7 +62,7 @@ def _one(given, snr, seed):
                                           particles=PARTICLES, snr=snr, size=(SIDE, SIDE), seed=seed)
         simulate_micrographs(simulation, folder, progress=lambda done, n: None)
         stems = sorted(path.stem for path in (folder / "coordinates").glob("*.star"))
-        split, how = (stems[:TRAINED], stems[TRAINED:]), (given.network, seed, given.steps)
+        split, how = (stems[:TRAINED], stems[TRAINED:]), Training(given.network, seed, given.steps)
         found = score_split(folder, split, SPECIMEN, how, world())
         record = {"benchmark": "simulated", "network": given.network, "snr": snr, "seed": seed, "steps": given.steps,
                   **found, **_at_f2(folder, split, simulation), "blob_f1": _blobs(folder, split),

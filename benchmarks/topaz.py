@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrea.benchmarks.picking import SETS, places_and_discs, prepare, score_split, splits_of
+from vitrea.benchmarks.picking import SETS, Training, places_and_discs, prepare, score_split, splits_of
 from vitrea.benchmarks.records import DEFAULT, keep, surroundings
 from vitrea.engine.comm import world
 from vitrea.engine.errors import JobError
@@ -61,7 +61,8 @@ def measure(given):
         prepare(given.set, Path(temporary))
         folder = Path(temporary) / given.set
         split = splits_of(folder, given.set)[given.split]
-        found = {"vitrea": score_split(folder, split, SETS[given.set], ("vitrea", given.seed, given.steps), world())}
+        how = Training(seed=given.seed, steps=given.steps)
+        found = {"vitrea": score_split(folder, split, SETS[given.set], how, world())}
         if shutil.which(given.executable):
             found["topaz"] = _topaz(given, folder, split, SETS[given.set])
         else:
