@@ -95,9 +95,16 @@ def draw_noise(result, path):
             _with_intervals(axis, [row["noise_strength"] for row in rows], [row[name] for row in rows],
                             f"training loss {loss:g}")
         axis.set(xscale="log", xlabel="noise strength η / B", ylabel=name.replace("_", " "))
+        _mark_values(axis, sorted({row["noise_strength"] for row in result["rows"]}))
     axes[0, 0].set_yscale("symlog", linthresh=1e-3)
     axes[0, 0].legend(frameon=False)
     figure.savefig(path, format="png", dpi=110)
+
+
+def _mark_values(axis, values):
+    """The values measured at as the ticks of a logarithmic axis, whose own labels would cover each other."""
+    axis.set_xticks(values, [f"{value:.2g}" for value in values], rotation=60)
+    axis.set_xticks([], minor=True)
 
 
 def _with_intervals(axis, x, intervals, label):
