@@ -8,18 +8,16 @@ float32 and of the float16 file are then classified with the same keys: the adju
 truth, and of the two with one another, beside that of two runs of the same file with another seed.
 """
 import argparse
-import json
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 
 from vitrea.benchmarks.measure import table, vitrea
-from vitrea.benchmarks.records import DEFAULT, keep, surroundings
+from vitrea.benchmarks.records import of_seeds, surroundings
 from vitrea.engine.compare import adjusted_rand_index
 from vitrea.engine.converted import write_converted
+from vitrea.engine.errors import JobError
 from vitrea.engine.particles import read_particles
 from vitrea.engine.shards import BATCH, make_blocks
 from vitrea.engine.stacks import StackReader
@@ -94,15 +92,11 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m vitrea.benchmarks.converted",
                                      description=__doc__.partition("\n")[0])
     parser.add_argument("--particles", type=int, default=1000, metavar="N", help="of a stack (default %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="stacks (default 0 1 2)")
-    parser.add_argument("--records", type=Path, default=DEFAULT, metavar="FILE", help="JSON lines (%(default)s)")
-    given = parser.parse_args(argv)
-    records = []
-    for seed in given.seeds:
-        with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as place:
-            records.append(measure(Path(place), given.particles, seed))
-        keep(given.records, records[-1])
-        print(json.dumps(records[-1]), flush=True)
+    try:
+        records = of_seeds(parser, argv, lambda folder, given, seed: measure(folder, given.particles, seed))
+    except JobError as mistake:
+        print(f"vitrea: {mistake}", file=sys.stderr)
+        return 2
     print(told(records))
     return 0
 

@@ -7,16 +7,15 @@ delivered in parts, each when the round before is done, then STOP. Told are the 
 truth, of the followed run also before its last full passes, and the CPU time of the whole programs.
 """
 import argparse
-import json
 import sys
-import tempfile
-from pathlib import Path
 
 from vitrea.benchmarks.measure import table, vitrea
-from vitrea.benchmarks.records import DEFAULT, keep, surroundings
+from vitrea.benchmarks.records import of_seeds, surroundings
 from vitrea.engine.compare import adjusted_rand_index
+from vitrea.engine.errors import JobError
 from vitrea.engine.log import read_records
 from vitrea.engine.star import read_star, write_star
+from vitrea.jobs.follow import FIRST_A_CLASS
 
 KEYS = {"n_classes": 10, "particle_diameter": 180, "max_iterations": 10, "psi_step": 10, "offset_range": 4,
         "minibatch_size": 150}
@@ -49,7 +48,11 @@ class Microscope:
 
 
 def measure(folder, particles, parts, seed):
-    """The record of one seed."""
+    """The record of one seed; JobError for parts so small that the first one would begin no run."""
+    first = FIRST_A_CLASS * KEYS["n_classes"]
+    if particles // parts < first:
+        raise JobError(f"--particles {particles} --parts {parts}: the first part would hold {particles // parts} "
+                       f"particles; expected {first}, which a run waits for; ask for more particles, or fewer parts")
     vitrea("simulate", "particles", "--out", "sim", "--n", particles, *SIMULATION, "--seed", seed, folder=folder)
     lines = "".join(f"{name}: {value}\n" for name, value in (KEYS | {"seed": seed}).items())
     (folder / "job.yaml").write_text(f"job: classify2d\ninput: sim/particles.star\noutput: whole\n{lines}")
@@ -82,15 +85,11 @@ def main(argv=None):
                                      description=__doc__.partition("\n")[0])
     parser.add_argument("--particles", type=int, default=1500, metavar="N", help="in all (default %(default)s)")
     parser.add_argument("--parts", type=int, default=5, metavar="P", help="deliveries (default %(default)s)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="stacks (default 0 1 2)")
-    parser.add_argument("--records", type=Path, default=DEFAULT, metavar="FILE", help="JSON lines (%(default)s)")
-    given = parser.parse_args(argv)
-    records = []
-    for seed in given.seeds:
-        with tempfile.TemporaryDirectory(prefix="vitrea-bench-") as place:
-            records.append(measure(Path(place), given.particles, given.parts, seed))
-        keep(given.records, records[-1])
-        print(json.dumps(records[-1]), flush=True)
+    try:
+        records = of_seeds(parser, argv, lambda folder, given, seed: measure(folder, given.particles, given.parts, seed))
+    except JobError as mistake:
+        print(f"vitrea: {mistake}", file=sys.stderr)
+        return 2
     print(told(records))
     return 0
 
