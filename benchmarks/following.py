@@ -86,7 +86,8 @@ def main(argv=None):
     parser.add_argument("--particles", type=int, default=1500, metavar="N", help="in all (default %(default)s)")
     parser.add_argument("--parts", type=int, default=5, metavar="P", help="deliveries (default %(default)s)")
     try:
-        records = of_seeds(parser, argv, lambda folder, given, seed: measure(folder, given.particles, given.parts, seed))
+        records = of_seeds(parser, argv, lambda folder, given, seed: measure(folder, given.particles, given.parts,
+                                                                             seed))
     except JobError as mistake:
         print(f"vitrea: {mistake}", file=sys.stderr)
         return 2

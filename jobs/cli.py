@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from vitrea.engine.errors import JobError
@@ -25,6 +27,8 @@ from vitrea.jobs import (
 )
 from vitrea.jobs.commandline import FAILED, INTERRUPTED, MISTAKE, Formatter, Parser, complain
 
+SECOND_SECONDS = 0.1   # until a Ctrl-C that was swallowed is sent again
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -33,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
     try:
         return arguments.command(arguments)
     except JobError as mistake:
@@ -45,6 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `vitrea new classify2d | head`: leave as other filters do, and keep the interpreter from flushing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _unraisable(told: sys.UnraisableHookArgs) -> None:
+    """A Ctrl-C that came while C called Python, as llvmlite does when a kernel is compiled, is swallowed there: send it
+    again. Anything else is told as ever."""
+    if not issubclass(told.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(told)
+        return
+    main_thread = threading.main_thread().ident
+    again = threading.Timer(SECOND_SECONDS, signal.pthread_kill, [main_thread, signal.SIGINT])
+    again.daemon = True
+    again.start()
 
 
 def version() -> str:

@@ -24,6 +24,7 @@ from vitrea.jobs.jobfile import (
     write_job,
 )
 from vitrea.jobs.launcher import end_together, on_rank_0
+from vitrea.jobs.processes import require_idle
 
 CHECKPOINT_NAME = "checkpoint.h5"
 NO_MISTAKE = "no mistake found; nothing was run or written"
@@ -194,6 +195,7 @@ def _kind_of_folder(folder: Path) -> str | None:
 
 def _begin_again(folder: Path, overrides: Sequence[str], ranks: int) -> Job | None:
     path = folder / JOB_NAME
+    require_idle(folder)
     records = read_records(folder / RECORDS_NAME)
     following = getattr(read_job(path).options, "follow", None)   # the folder may have more by now
     if records and records[-1]["kind"] == "done" and not overrides and following is None:

@@ -22,6 +22,7 @@ from vitrea.jobs.jobfile import JOB_NAME, PIPELINE, resolved_notes, started_in
 from vitrea.jobs.launcher import end_together, on_rank_0
 from vitrea.jobs.ledger import LEDGER_NAME, Inputs, inputs_of, read_ledger, write_ledger
 from vitrea.jobs.pipeline import Pipeline, Stage, read_pipeline, references, write_pipeline
+from vitrea.jobs.processes import require_idle
 
 EARLIER = "earlier"
 SKIP, GO_ON, BEGIN = "skip", "go on", "begin"
@@ -82,6 +83,7 @@ def _begun(pipeline: Pipeline, only: str | None, ranks: int) -> Pipeline:
     if only is not None and only not in names:
         raise JobError(f"--stage {only}: no stage is called so; expected one of {', '.join(names)}; choose another")
     _require_own(folder)
+    require_idle(folder)
     jobs_run.make_folder(folder)
     write_pipeline(folder / JOB_NAME, pipeline, resolved_notes(jobs_run.version(), platform.node(), ranks, Path.cwd(),
                                                                "The stages, with --set over them."))

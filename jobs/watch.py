@@ -6,8 +6,6 @@ by several people, and after it has ended.
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,12 +20,12 @@ from rich.text import Text
 from vitrea.engine.errors import JobError
 from vitrea.engine.log import RECORDS_NAME, format_clock, format_record, read_records
 from vitrea.jobs.jobfile import JOB_NAME
+from vitrea.jobs.processes import ENDINGS, is_gone
 
 REFRESH_SECONDS = 1.0
 SILENT_SECONDS = 60.0     # a run that writes nothing for this long, or
 SILENT_ITERATIONS = 5.0   # for so many times its last iteration, is said to be silent
 PLAIN_WIDTH = 100         # of a frame that goes to a file or a pipe
-ENDINGS = ("done", "stopped", "failed")
 STAGES = {"minibatch": "mini-batch", "full": "full pass", "ensemble": "round", "train": "step", "scan": "micrograph",
           "extract": "micrograph"}
 
@@ -135,7 +133,7 @@ def watch(folder: Path, *, once: bool, console: Console | None = None) -> int:
 
 def read_state(folder: Path) -> RunState:
     """The state of a run folder now."""
-    gone = _process_is_gone(_records_of(folder).start)
+    gone = is_gone(_records_of(folder).start)
     state = _records_of(folder)   # read after the look at the process, which may have ended the run just before
     state.lost = gone and state.ending is None
     return state
@@ -159,20 +157,6 @@ def _is_whole(record: Record) -> bool:
         return isinstance(record["kind"], str)
     except (KeyError, ValueError, TypeError):
         return False
-
-
-def _process_is_gone(start: Record) -> bool:
-    """Whether the run was started on this machine by a process that is no more; False where that cannot be known."""
-    number = start.get("process")
-    if not isinstance(number, int) or start.get("host") != platform.node():
-        return False
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def frame(folder: Path, state: RunState, console: Console, now: datetime | None = None) -> Group:

@@ -395,3 +395,30 @@ def test_check_tells_what_is_more_often_a_slip_and_the_wrong_input_first(tmp_pat
     Path("runs/a/run.out").touch()
     assert "this folder already holds a run" in refused(capsys, "check", "job.yaml", "--set", "particle_diameter=90")
     assert refused(capsys, "check", "job.yaml", "--set", "input=none.star").startswith("none.star: ")
+
+
+SWALLOWED = """
+import ctypes, os, signal, sys, time
+from types import SimpleNamespace
+from vitrea.jobs import cli
+
+@ctypes.CFUNCTYPE(None)
+def called_by_c():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+
+def command(arguments):
+    called_by_c()
+    time.sleep(10)
+    return 0
+
+cli._parser = lambda: SimpleNamespace(parse_args=lambda argv: SimpleNamespace(command=command))
+sys.exit(cli.main([]))
+"""
+
+
+def test_a_ctrl_c_while_c_calls_python_is_not_lost():
+    begun = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "vitrea: interrupted\n")
+    assert time.monotonic() - begun < 10

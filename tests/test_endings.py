@@ -226,6 +226,19 @@ def test_a_signal_leaves_with_a_checkpoint_a_word_and_exit_code_0(
     same_files(job, undisturbed, RESULT_FILES)
 
 
+def test_a_run_that_a_process_works_on_is_not_begun_a_second_time(begin, launch, job, undisturbed):
+    process = begin(0, "slow.py", "iterating", *RUN[2:])
+    wait_until(lambda: iterations(job) >= 1, process)
+    refused = launch(0, *RESUME)
+    assert refused.returncode == 2
+    assert f"run: process {process.pid} of this machine works on this run" in refused.stderr
+    process.kill()
+    process.wait()
+    ended = launch(0, *RESUME)
+    assert ended.returncode == 0, ended.stderr
+    same_files(job, undisturbed, RESULT_FILES)
+
+
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_signal_while_particles_are_read(begin, launch, job, undisturbed, ranks):
     process = begin(ranks, "slow.py", "reading", *RUN[2:])
