@@ -1,8 +1,8 @@
 """`vitrea compare` for picks: coordinates against labelled centres, one to one within a radius.
 
 Either side is a file of one micrograph, a folder of such files, a STAR file of particles with _rlnMicrographName, or
-the folder of a `job: pick`, whose candidates then give the whole curve of precision against recall. Micrographs are
-brought together by their path below the folder, or else by their name.
+the folder of a `job: pick`: as result, its candidates give the whole curve of precision against recall; as truth, its
+picks above the threshold count. Micrographs are brought together by their path below the folder, or else by their name.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import numpy as np
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.star import read_star
-from vitrea.picker.coordinates import STEM_ENDINGS, SUFFIXES, Coordinates, coordinates_of_table, read_coordinates
+from vitrea.picker.coordinates import STEM_ENDINGS, SUFFIXES, coordinates_of_table, read_coordinates
 from vitrea.picker.evaluate import Counts, count, curve, match
 from vitrea.picker.results import CANDIDATES, INDEX_NAME, settled
 
@@ -70,6 +70,13 @@ class _Side:
     found: dict
     threshold: float | None = None
 
+    def taken(self):
+        """The side with what its job has written: without the candidates below the threshold."""
+        if self.threshold is None:
+            return self
+        return dataclasses.replace(self, found={key: each.of(each.score >= self.threshold)
+                                                for key, each in self.found.items()})
+
     def of(self, key, alone):
         """The Coordinates for a key of the other side, by itself or by the name of its micrograph, or None; `alone`:
         each side is one file, which belong together whatever they are called."""
@@ -90,7 +97,7 @@ def compare_picks(truth, result, radius, ignore=None):
     """
     if not radius > 0:
         raise JobError(f"--radius {radius:g}: expected a distance in pixels above 0; change --radius")
-    truth, result = _side(Path(truth)), _side(Path(result))
+    truth, result = _side(Path(truth)).taken(), _side(Path(result))
     discs = _side(Path(ignore)) if ignore else None
     alone = truth.source.is_file() and result.source.is_file() and len(truth.found) == len(result.found) == 1
     pairs = {key: result.of(key, alone) for key in truth.found}
@@ -201,7 +208,5 @@ def _gathered(path):
     for columns in read_star(path).values():
         if GATHERED in columns and "rlnCoordinateX" in columns:
             whole, names = coordinates_of_table(path, columns), columns[GATHERED]
-            return {_key(Path(name)): Coordinates(*(getattr(whole, field)[names == name]
-                                                    for field in ("x", "y", "score", "radius")))
-                    for name in dict.fromkeys(names.tolist())}
+            return {_key(Path(name)): whole.of(names == name) for name in dict.fromkeys(names.tolist())}
     return None

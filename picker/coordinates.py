@@ -45,6 +45,10 @@ class Coordinates:
         """float64[n, 2] (y, x)."""
         return np.stack([self.y, self.x], axis=1)
 
+    def of(self, rows):
+        """The Coordinates of some rows, bool[n] or int[k]."""
+        return Coordinates(self.x[rows], self.y[rows], self.score[rows], self.radius[rows])
+
 
 def read_coordinates(path, *, upwards=None):
     """Coordinates of one micrograph from a file with one of SUFFIXES or EMAN_SUFFIXES; upwards is the height [px] of a

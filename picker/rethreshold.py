@@ -63,10 +63,20 @@ def by_value(value):
 
 
 def by_number(expected):
-    """A chooser for `expected` picks a micrograph in the mean; JobError for a number that is not above 0."""
+    """A chooser for `expected` picks a micrograph in the mean; JobError for a number that is not above 0, or above
+    that of the candidates."""
     if not expected > 0:
         raise JobError(f"--expected {expected:g}: expected a number of picks above 0; change --expected")
-    return lambda run: expected_threshold(np.concatenate([found.score for found in run.values()]), len(run), expected)
+
+    def choose(run):
+        scores = np.concatenate([found.score for found in run.values()])
+        if round(expected * len(run)) > len(scores):
+            raise JobError(f"--expected {expected:g}: the run has {len(scores) / len(run):.4g} candidates a "
+                           "micrograph; expected no more picks than those; change --expected, or choose a threshold "
+                           "by --value")
+        return expected_threshold(scores, len(run), expected)
+
+    return choose
 
 
 def change_threshold(options, choose, labels=None):

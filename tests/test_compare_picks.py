@@ -75,6 +75,8 @@ def test_the_folder_of_a_job_gives_counts_at_its_threshold_and_the_curve_of_all_
     found = compared(capsys, "labels", "run", "--radius", "5")
     assert [found[name] for name in ("true", "false", "missed", "threshold")] == [2, 1, 3, 0.65]
     assert len(found["curve"]["score"]) == 5
+    other = compared(capsys, "run", "labels", "--radius", "5")
+    assert [other[name] for name in ("true", "false", "missed")] == [2, 3, 1], "candidates below are none"
 
 
 def test_every_format_and_one_star_file_of_all_particles_say_the_same(folder, capsys):
