@@ -295,6 +295,8 @@ _WORDS: dict[str, Callable[[Record], list[str]]] = {
     "stopped": lambda record: [format_stopped(record)],
     "done": lambda record: [format_done(record)],
     "round": lambda record: [format_round(record)],
+    "wait": lambda record: [_COLUMN.join((f"waits for {record.get('wanted')} in {record.get('place')}",
+                                          f"ends {record.get('end')}"))],
     "failed": lambda record: [format_failed(record)],
 }
 

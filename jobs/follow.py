@@ -55,6 +55,8 @@ def _followed(job: Job, kind: str, refreshed: Callable[[Path], object], stop: St
         if _round(job, number, False, comm) == "stopped":
             return "stopped"
     watch = Watch(job.options, kind) if comm.rank == 0 else None
+    on_rank_0(lambda: _tell(folder, "wait", wanted=_wanted(kind), place=str(job.options.follow),
+                            end=_end_words(job.options)), comm=comm)
     while True:
         what = _waited(watch, stop, comm)
         if what == WAIT:
@@ -77,9 +79,13 @@ def check(job: Job) -> list[str]:
     _checked(job, kind)
     found = sum(1 for _ in _files(job.options.follow, kind))
     return [f"follows     {job.options.follow}, where {found} {_wanted(kind)} are now; what they hold is not looked at",
-            f"ends        with a file {STOP_NAME} there"
-            + (f", or after {job.options.follow_minutes:g} minutes without new ones" if job.options.follow_minutes
-               else "")]
+            f"ends        {_end_words(job.options)}"]
+
+
+def _end_words(options: FollowOptions) -> str:
+    minutes = options.follow_minutes
+    return f"with a file {STOP_NAME} there" + (
+        "" if minutes is None else f", or after {minutes:g} minutes without new ones")
 
 
 def _kind(job: Job) -> str:

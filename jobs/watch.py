@@ -40,7 +40,8 @@ class RunState:
     iterations: list[Record] = field(default_factory=list)
     progress: Record | None = None
     reseed: Record | None = None
-    round: Record = field(default_factory=dict)   # of a run that follows a folder: the last that was done
+    round: Record = field(default_factory=dict)   # of a run that follows a folder: the last that was done,
+    wait: Record = field(default_factory=dict)    # and what it waits for
     ending: Record | None = None
     last: Record | None = None
     lost: bool = False   # ended without a word: its process is gone
@@ -67,6 +68,8 @@ class RunState:
             self.reseed = record
         elif kind == "round":
             self.round, self.progress = record, None
+        elif kind == "wait":
+            self.wait = record
         elif kind == "stage":
             self.stages[str(record["stage"])] = self.stages.get(str(record["stage"]), {}) | record
 
@@ -76,7 +79,7 @@ class RunState:
 
     def waiting(self) -> bool:
         """Whether a run that follows a folder has taken in what came, and waits for more."""
-        return self.last is not None and self.last["kind"] == "round" and not self.lost
+        return self.last is not None and self.last["kind"] in ("round", "wait") and not self.lost
 
     def fraction(self) -> float | None:
         """How much of the present stage is done, 0 to 1; None before its length is known."""
@@ -338,8 +341,9 @@ def _class_cell(number: int, size: int, of_largest: float, share: float) -> Text
 
 
 def _notes(folder: Path, state: RunState, now: datetime) -> Iterable[Text]:
-    if state.round:
-        yield Text(format_record(state.round)[0])
+    for record in (state.round, state.wait if state.waiting() else {}):
+        if record:
+            yield Text(format_record(record)[0])
     if state.reseed:
         words = "   ".join(format_record(state.reseed))
         yield Text(f"it {state.reseed.get('iteration')}: {words}", style="dim")

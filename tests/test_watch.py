@@ -175,6 +175,9 @@ def test_a_run_that_follows_a_folder_tells_its_rounds_and_that_it_waits():
     text = drawn(state_of(*first, second, record("round", number=2, particles=900, classes=4, empty=1)),
                  NOW + timedelta(hours=1))
     assert "waits for new files" in text
+    beginning = drawn(state_of(record("wait", wanted="micrographs", place="arriving", end="with a file STOP there")))
+    assert "waits for micrographs in arriving   ends with a file STOP there" in beginning
+    assert "nothing recorded yet" not in beginning
     assert "round 2 is done   900 particles   4 classes, 1 empty" in text
     assert "left" not in text
     assert "silent" not in text
