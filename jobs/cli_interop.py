@@ -21,8 +21,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     add("input", type=Path, nargs="+", metavar="IN", help="a particle STAR file (RELION 3.0 to 5), a .cs file and its "
         "passthrough files, the folder of a run; or the coordinates of one micrograph: .star, .box, .cbox, .csv, .tsv, "
         "EMAN2's .json (info) and .hdf (particle stack)")
-    add("output", type=Path, metavar="OUT", help="what is written: particles as .star or .cs, coordinates as .star, "
-        ".box, .cbox, .csv or .json")
+    add("output", type=Path, metavar="OUT", help="what is written: particles as .star, .cs or, with "
+        "their images, .h5; coordinates as .star, .box, .cbox, .csv or .json")
     add("--star", choices=("3.1", "3.0"), default="3.1", help="RELION's version of the STAR file; 4 and 5 read 3.1 "
         "(default 3.1)")
     add("--box", type=positive, metavar="PX", help=".box and .cbox: side of a box")

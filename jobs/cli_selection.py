@@ -11,7 +11,7 @@ from vitrea.jobs.commandline import DONE, command, share
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the commands to `vitrea`."""
-    report = command(commands, "report", _report, "write report.html of a run again: classes, curves, timing, job, log",
+    report = command(commands, "report", _report, "write report.html of a run again: results, curves, timing, job, log",
                      "vitrea report runs/first\n  vitrea report picks/first --labels labels --radius 20")
     report.add_argument("folder", type=Path, metavar="RUN_DIR", help="the run folder")
     report.add_argument("--labels", type=Path, metavar="DIR", help="picks: labelled centres, for precision and recall")

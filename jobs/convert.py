@@ -30,6 +30,12 @@ def convert(sources, target, *, star="3.1", box=None, invert_y=False, dtype="flo
     sources, target = [Path(source) for source in sources], Path(target)
     if target.exists():
         raise JobError(f"{target}: this file is there already; expected a new one; choose another name or remove it")
+    if not target.absolute().parent.is_dir():
+        raise JobError(f"{target}: there is no folder {target.parent}; expected one that is there; make it, or correct "
+                       "the path")
+    if is_converted(sources[0]):
+        raise JobError(f"{sources[0]}: converted particles are an input of every job as they are; expected files to "
+                       "convert; give the STAR file that it was made of")
     if target.suffix in WRITTEN and _are_coordinates(sources[0]):
         return [_coordinates(sources, target, box, invert_y)]
     if is_converted(target):

@@ -34,7 +34,7 @@ SMALL_IN_BOX = 0.3    # of a box: particles are boxed more tightly
 SKIPPED_NAME, ARRIVED_NAME = "skipped.star", "arrived.star"
 RUN_FILES = (JOB_NAME, LINES_NAME, RECORDS_NAME, CHECKPOINT_NAME, "run_data.star", "run_classes.mrcs")
 RESULTS = {
-    "report.html": "classes, curves, timing, job and log on one page, for any browser",
+    "report.html": "what was found, curves, timing, job and log on one page, for any browser",
     "classes.png": "the class averages, largest first",
     "latent_map.png": "the class averages at their places on the latent grid",
     "class_tree.star": "which class was split into which, and what it was worth",
@@ -113,8 +113,10 @@ def check(path: Path, overrides: Sequence[str], ranks: int) -> int:
     return 0
 
 
-def check_job(path: Path, job: Job, ranks: int) -> list[str]:
-    """What a job will need, and what a look at headers cannot tell; JobError for what is wrong with it."""
+def check_job(path: Path, job: Job, ranks: int, *, held: bool = False) -> list[str]:
+    """What a job will need, and what a look at headers cannot tell; JobError for what is wrong with it.
+
+    held: whether its folder may hold an earlier run, as that of a stage may, which goes on with it or puts it aside."""
     from vitrea.engine.particles import read_particles
     from vitrea.picker.options import MicrographOptions
 
@@ -125,13 +127,15 @@ def check_job(path: Path, job: Job, ranks: int) -> list[str]:
         return [f"{path}   {job.type.name}   into {job.options.output}", *follow.check(job)]
     if job.type.checker:
         found = job.type.load_checker()(job.options)
-        require_free(job.options.output)
+        if not held:
+            require_free(job.options.output)
         unseen = [NOT_SEEN.format("micrographs", "contrast, ice, values that are not finite")] if isinstance(
             job.options, MicrographOptions) else []
         return [f"{path}   {job.type.name}   into {job.options.output}", *found, *unseen]
     table = read_particles(job.options.input)
     planned = job.type.load_planner()(job.options, table, ranks)
-    require_free(job.options.output)
+    if not held:
+        require_free(job.options.output)
     unseen = NOT_SEEN.format("images", "contrast, normalisation, values that are not finite")
     return [*_check_lines(path, job, table, planned, ranks), unseen, *_doubts(job.options, planned)]
 
@@ -219,6 +223,8 @@ def read_run(folder: Path, kind: str) -> object:
     if not path.exists():
         found = "holds no job.yaml" if folder.is_dir() else "is not a folder"
         raise JobError(f"{folder}: {found}; expected the folder of a {kind} job; check the path")
+    if kind_of_file(path) == PIPELINE:
+        raise JobError(f"{folder}: found a pipeline; expected one of job {kind}; give the folder of a stage of it")
     job = read_job(path)
     if job.type.name != kind:
         raise JobError(f"{folder}: found a run of job {job.type.name}; expected one of job {kind}; check the path")

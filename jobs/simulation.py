@@ -16,7 +16,7 @@ from vitrea.engine.errors import JobError
 from vitrea.engine.options import Options, key
 
 WANTED, SPECIMEN, MICROSCOPE = {"section": "simulation"}, {"section": "specimen"}, {"section": "microscope"}
-PAIRS = ("size", "defocus")   # keys that are two numbers
+PAIRS = {"size": "width and height", "defocus": "the least and the largest"}   # keys that are two numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,9 @@ class SimulationOptions(Options):
     def conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
         for name in PAIRS:
             if len(getattr(self, name, (0, 0))) != 2:
-                yield (name,), f"{name} has {len(getattr(self, name))} numbers; expected two; write for example [1, 2]"
+                n = len(getattr(self, name))
+                yield (name,), (f"{name} has {n} number{'s' if n != 1 else ''}; expected two, "
+                                f"{PAIRS[name]}; write for example [1, 2]")
         if self.map_path and self.model_path:
             yield ("model_path", "map_path"), ("map_path and model_path are both given; expected one specimen; write "
                                                "null for one of them")

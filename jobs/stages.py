@@ -53,17 +53,25 @@ def _together(pipeline: Pipeline, only: str | None, comm) -> int:
 
 
 def check(path: Path, overrides: Sequence[str], ranks: int) -> list[str]:
-    """Lines for `vitrea check`: every stage, and what those will need whose input is there."""
+    """Lines for `vitrea check`: every stage, whether it is done, and what those will need whose input is there."""
     pipeline = read_pipeline(path, overrides)
     _require_own(pipeline.output)
     known, lines = read_ledger(pipeline.output), [f"{path}   {PIPELINE}   {_count(pipeline)}   into {pipeline.output}"]
+    ready = set()   # stages whose products are there, and stay
     for number, stage in enumerate(pipeline.stages, 1):
         lines += ["", f"stage {number} of {len(pipeline.stages)}   {stage.name}"]
-        absent = [name for name in _taken_from(stage) if not known.get(name, (None, False))[1]]
+        absent = [name for name in _taken_from(stage) if name not in ready]
         if absent:
             lines.append(f"{stage.job.type.name}   into {stage.folder}   after {', '.join(absent)}")
             continue
-        lines += jobs_run.check_job(path, stage.job, min(ranks, stage.ranks or ranks))
+        decision = _considered(pipeline, stage, known.get(stage.name), _inputs_now(stage))
+        if decision.what == SKIP:
+            ready.add(stage.name)
+            lines.append(f"{stage.job.type.name}   into {stage.folder}   done before")
+            continue
+        if decision.why:
+            lines.append(f"{'is done anew' if decision.what == BEGIN else 'goes on'}   {decision.why}")
+        lines += jobs_run.check_job(path, stage.job, min(ranks, stage.ranks or ranks), held=True)
     return [*lines, ""]
 
 
@@ -129,11 +137,11 @@ def _decide(pipeline: Pipeline, stage: Stage) -> _Decision:
         raise JobError(f"stage {stage.name}: it takes what stage {waits[0]} makes, which is not done; expected that to "
                        f"be run before; leave --stage out, or run --stage {waits[0]} first")
     now = _inputs_now(stage)
-    decision = _decision(pipeline, stage, known.get(stage.name), now)
+    decision = _considered(pipeline, stage, known.get(stage.name), now)
     if decision.what == SKIP:
         return decision
-    if decision.what == BEGIN and stage.folder.is_dir() and any(stage.folder.iterdir()):
-        decision = _Decision(BEGIN, decision.why or "nothing is known of the run in its folder", _put_aside(stage))
+    if decision.what == BEGIN and _is_held(stage):
+        decision = _Decision(BEGIN, decision.why, _put_aside(stage))
     write_ledger(pipeline.output, known | {stage.name: (now, False)})
     return decision
 
@@ -144,6 +152,18 @@ def _inputs_now(stage: Stage) -> Inputs:
         return inputs_of(stage.job)
     except JobError as mistake:
         raise JobError(f"stage {stage.name}: {mistake}") from mistake
+
+
+def _is_held(stage: Stage) -> bool:
+    return stage.folder.is_dir() and any(stage.folder.iterdir())
+
+
+def _considered(pipeline: Pipeline, stage: Stage, known: tuple | None, now: Inputs) -> _Decision:
+    """What to do about a stage, and why it is done anew where there is a run in its folder."""
+    decision = _decision(pipeline, stage, known, now)
+    if decision.what == BEGIN and _is_held(stage):
+        return _Decision(BEGIN, decision.why or "nothing is known of the run in its folder")
+    return decision
 
 
 def _decision(pipeline: Pipeline, stage: Stage, known: tuple | None, now: object) -> _Decision:

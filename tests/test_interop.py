@@ -224,6 +224,8 @@ def test_boxes_of_eman_become_centres_and_back(tmp_path):
     (["mic.box", "mic.box"], "is there already"),
     (["old.star", "mic.box", "out.star"], "a second input was given"),
     (["nothing.star", "out.star"], "could not be read"),
+    (["old.star", "nowhere/out.star"], "there is no folder nowhere; expected one that is there"),
+    (["p.h5", "out.star"], "give the STAR file that it was made of"),
 ])
 def test_what_cannot_be_converted_is_told(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
@@ -310,6 +312,8 @@ def test_a_command_of_relion_becomes_a_job(tmp_path, capsys):
     ("", "ctf", "none"), ("", "norm_correction", False), ("", "tau2_fudge", 1), ("--ctf", "ctf", "full"),
     ("--ctf --ctf_intact_first_peak", "ctf", "intact_first_peak"), ("--random_seed -1", "seed", 0),
     ("--ctf --ctf_phase_flipped", "ctf", "phase_flipped"), ("--grad --grad_ini_subset 200", "algorithm", "minibatch"),
+    ("--iter 200", "max_iterations", 200), ("--grad --iter 200", "minibatch_iterations", 200),
+    ("--grad --iter 200", "max_iterations", 30),
     ("--strict_highres_exp 12", "max_resolution", 12), ("--strict_highres_exp -1", "max_resolution", None),
     ("", "offset_range", 6), ("--dont_check_norm", "normalise", "never"),
 ])

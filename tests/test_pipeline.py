@@ -290,6 +290,24 @@ def test_a_pipeline_does_not_take_the_folder_of_another_run(work, capsys):
     assert "run: this folder already holds a run (run_data.star)" in capsys.readouterr().err
 
 
+def test_check_tells_what_a_rerun_would_do(work, capsys):
+    (work / "job.yaml").write_text(TWO)
+    assert main(["run", "job.yaml"]) == 0
+    held = sorted(Path("run").rglob("*"))
+    capsys.readouterr()
+    assert main(["check", "job.yaml"]) == 0
+    assert capsys.readouterr().out.count("   done before\n") == 2
+    assert main(["check", "job.yaml", "--set", "second.n_classes=4"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("   done before\n") == 1
+    assert "is done anew   n_classes was 2, is 4\n" in told
+    assert main(["check", "job.yaml", "--set", "first.n_classes=2"]) == 0
+    assert "classify2d   into run/second   after first\n" in capsys.readouterr().out
+    assert sorted(Path("run").rglob("*")) == held
+    assert main(["stability", "run"]) == 2
+    assert "run: found a pipeline; expected one of job classify2d; give the folder of a" in capsys.readouterr().err
+
+
 def test_a_mistake_of_a_stage_is_told_with_its_name_and_mended(work, capsys):
     Path("job.yaml").write_text(TWO.replace("particle_diameter: 150\n    max_iterations: 3",
                                             "particle_diameter: 900\n    max_iterations: 3"))
