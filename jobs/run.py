@@ -127,15 +127,13 @@ def check_job(path: Path, job: Job, ranks: int, *, held: bool = False) -> list[s
         return [f"{path}   {job.type.name}   into {job.options.output}", *follow.check(job)]
     if job.type.checker:
         found = job.type.load_checker()(job.options)
-        if not held:
-            require_free(job.options.output)
+        require_free(job.options.output, held=held)
         unseen = [NOT_SEEN.format("micrographs", "contrast, ice, values that are not finite")] if isinstance(
             job.options, MicrographOptions) else []
         return [f"{path}   {job.type.name}   into {job.options.output}", *found, *unseen]
     table = read_particles(job.options.input)
     planned = job.type.load_planner()(job.options, table, ranks)
-    if not held:
-        require_free(job.options.output)
+    require_free(job.options.output, held=held)
     unseen = NOT_SEEN.format("images", "contrast, normalisation, values that are not finite")
     return [*_check_lines(path, job, table, planned, ranks), unseen, *_doubts(job.options, planned)]
 
@@ -177,14 +175,14 @@ def held_files(folder: Path) -> list[str]:
     return [name for name in RUN_FILES if (folder / name).exists()]
 
 
-def require_free(folder: Path) -> None:
-    """JobError unless a new run can be made in this folder."""
+def require_free(folder: Path, *, held: bool = False) -> None:
+    """JobError unless a new run can be made in this folder; held: whether it may hold an earlier one."""
     if folder.exists() and not folder.is_dir():
         raise JobError(f"{folder}: the output is a file; expected a folder; choose another output")
-    held = held_files(folder)
-    if held:
+    found = held_files(folder)
+    if found and not held:
         raise JobError(
-            f"{folder}: this folder already holds a run ({held[0]}); expected a new or empty one; "
+            f"{folder}: this folder already holds a run ({found[0]}); expected a new or empty one; "
             f"go on with 'vitrea resume {folder}', or choose another output"
         )
 

@@ -304,6 +304,10 @@ def test_check_tells_what_a_rerun_would_do(work, capsys):
     assert main(["check", "job.yaml", "--set", "first.n_classes=2"]) == 0
     assert "classify2d   into run/second   after first\n" in capsys.readouterr().out
     assert sorted(Path("run").rglob("*")) == held
+    Path("other").mkdir()
+    Path("other/first").touch()
+    assert main(["check", "job.yaml", "--set", "output=other"]) == 2
+    assert "other/first: the output is a file; expected a folder" in capsys.readouterr().err
     assert main(["stability", "run"]) == 2
     assert "run: found a pipeline; expected one of job classify2d; give the folder of a" in capsys.readouterr().err
 
