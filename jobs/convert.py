@@ -33,7 +33,7 @@ def convert(sources, target, *, star="3.1", box=None, invert_y=False, dtype="flo
     if not target.absolute().parent.is_dir():
         raise JobError(f"{target}: there is no folder {target.parent}; expected one that is there; make it, or correct "
                        "the path")
-    if is_converted(sources[0]):
+    if is_converted(sources[0]) and sources[0].exists():
         raise JobError(f"{sources[0]}: converted particles are an input of every job as they are; expected files to "
                        "convert; give the STAR file that it was made of")
     if target.suffix in WRITTEN and _are_coordinates(sources[0]):

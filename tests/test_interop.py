@@ -226,11 +226,13 @@ def test_boxes_of_eman_become_centres_and_back(tmp_path):
     (["nothing.star", "out.star"], "could not be read"),
     (["old.star", "nowhere/out.star"], "there is no folder nowhere; expected one that is there"),
     (["p.h5", "out.star"], "give the STAR file that it was made of"),
+    (["typo.h5", "out.star"], "typo.h5: could not be read (No such file"),
 ])
 def test_what_cannot_be_converted_is_told(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mic.box").write_text("10\t20\t64\t64\n")
     star_3_0(tmp_path / "old.star")
+    (tmp_path / "p.h5").touch()
     assert main(["convert", *arguments]) == 2
     assert words in capsys.readouterr().err
 
