@@ -91,7 +91,8 @@ def translate(command):
         _one(option, values, keys, told)
     if keys.get("algorithm") == "minibatch" and "max_iterations" in keys:
         keys["minibatch_iterations"] = keys.pop("max_iterations")
-        told.append("--iter: of a gradient run it counts mini-batches; full passes follow until nothing changes")
+        told.append("--iter: of a gradient run it counts mini-batches; full passes follow, at most "
+                    "max_iterations of them")
     keys["output"] = _output(given)
     keys.setdefault("tau2_fudge", "1")   # RELION's default, which is not ours
     keys["norm_correction"] = "true" if "--norm" in given else "false"

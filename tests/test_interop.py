@@ -321,8 +321,10 @@ def test_a_command_of_relion_becomes_a_job(tmp_path, capsys):
 ])
 def test_options_of_relion_mean_the_same_here(tmp_path, capsys, words, key, value):
     assert main(["from-relion", f"relion_refine --i p.star --o out --K 3 --particle_diameter 100 {words}"]) == 0
-    (tmp_path / "job.yaml").write_text(capsys.readouterr().out)
+    found = capsys.readouterr()
+    (tmp_path / "job.yaml").write_text(found.out)
     assert getattr(read_job(tmp_path / "job.yaml").options, key) == value
+    assert ("full passes follow, at most max_iterations" in found.err) == ("--grad --iter" in words)
 
 
 @pytest.mark.parametrize(("words", "told"), [
