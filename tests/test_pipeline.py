@@ -275,6 +275,13 @@ def test_measurements_and_experiments_are_stages(tmp_path, monkeypatch, capsys):
     assert (record["name"], record["rings"]) == ("polar", 8)
     assert main(["run", "job.yaml", "--stage", "machine"]) == 0
     assert states() == [("machine", "skip")]
+    Path("alone.yaml").write_text("job: bench\noutput: alone\nmeasure: polar\n"
+                                  "words: --quick --n 1 --rings 8 --particles 8\n")
+    capsys.readouterr()
+    assert main(["run", "alone.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "alone/report.html" in told
+    assert "classes" not in told, "there are none"
     for words, told in (("--n 1 --wings 2", "words: unrecognized arguments: --wings 2; expected what 'vitrea bench"),
                         ("--records x", "words: --records was found; expected neither of --records, --json"),
                         ("a 'b", "(No closing quotation); expected words as on a command line")):
@@ -383,6 +390,7 @@ def test_a_mistake_in_a_simulation_is_told_before_it_begins(tmp_path, capsys, mo
     monkeypatch.chdir(tmp_path)
     lines = "job: simulate-particles\noutput: run\nn: 3\npixel_size: 6\nsnr: 1\nviews: 1\nbox_size: 32\n"
     for extra, words in (("defocus: [1, 2, 3]\n", "job.yaml:8: defocus has 3 numbers; expected two"),
+                         ("defocus: 9000\n", "defocus has 1 number; expected two, the least and the largest; write"),
                          ("max_shift: 20\n", "max_shift"),
                          ("map_path: none.mrc\nmodel_path: x.pdb\n", "job.yaml:9: map")):
         Path("job.yaml").write_text(lines + extra)
