@@ -402,6 +402,8 @@ import ctypes, os, signal, sys, time
 from types import SimpleNamespace
 from vitrea.jobs import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell has its background ignore it
+
 @ctypes.CFUNCTYPE(None)
 def called_by_c():
     os.kill(os.getpid(), signal.SIGINT)

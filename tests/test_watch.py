@@ -1,11 +1,13 @@
 """The view of a run: what its records say, in a frame, while it goes on and after it ended."""
 
 import io
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from vitrea.engine.errors import JobError
 from vitrea.engine.log import RunLog
+from vitrea.jobs.processes import require_idle
 from vitrea.jobs.watch import RunState, frame, read_state, watch
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -147,6 +150,16 @@ def test_a_killed_run_is_told_from_a_live_one_where_its_process_can_be_seen(tmp_
     assert ("not running any more: its process is gone" in text) == killed
     assert (f"go on with 'vitrea resume {tmp_path}'" in text) == killed
     assert (" left at most" in text) != killed
+
+
+@pytest.mark.parametrize(("when", "host", "works"), [
+    (datetime.now(UTC), platform.node(), True), (NOW.replace(year=2000), platform.node(), False),
+    (datetime.now(UTC), "another-machine", False)], ids=["alive", "its number is another's now", "elsewhere"])
+def test_who_works_on_a_run_is_known_by_number_and_age(tmp_path, when, host, works):
+    start = record("start", **START, host=host, process=os.getppid()) | {"time": when.isoformat()}
+    (tmp_path / "record.jsonl").write_text(json.dumps(start) + "\n")
+    with pytest.raises(JobError, match="works on this run") if works else nullcontext():
+        require_idle(tmp_path)
 
 
 def test_a_live_view_leaves_a_killed_run_but_a_run_that_is_done_is_done(tmp_path):
