@@ -10,6 +10,7 @@ is taken in first, and classify2d ends with full passes. Ctrl-C and SIGTERM leav
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -56,7 +57,7 @@ def _followed(job: Job, kind: str, refreshed: Callable[[Path], object], stop: St
             return "stopped"
     watch = Watch(job.options, kind) if comm.rank == 0 else None
     on_rank_0(lambda: _tell(folder, "wait", wanted=_wanted(kind), place=str(job.options.follow),
-                            end=_end_words(job.options)), comm=comm)
+                            end=_end_words(job.options), host=platform.node(), process=os.getpid()), comm=comm)
     while True:
         what = _waited(watch, stop, comm)
         if what == WAIT:

@@ -29,7 +29,7 @@ def require_idle(folder: Path) -> None:
     """JobError while another process of this machine works on the run in a folder, which two would write over each
     other. Of other machines nothing is known: there the scheduler has to see to it."""
     records = read_records(folder / RECORDS_NAME)
-    start = next((record for record in reversed(records) if record.get("kind") == "start"), {})
+    start = next((record for record in reversed(records) if "process" in record), {})   # or "wait", before the first
     number = start.get("process")
     if not start or records[-1].get("kind") in ENDINGS or start.get("host") != platform.node():
         return

@@ -152,11 +152,12 @@ def test_a_killed_run_is_told_from_a_live_one_where_its_process_can_be_seen(tmp_
     assert (" left at most" in text) != killed
 
 
+@pytest.mark.parametrize("kind", ["start", "wait"])
 @pytest.mark.parametrize(("when", "host", "works"), [
     (datetime.now(UTC), platform.node(), True), (NOW.replace(year=2000), platform.node(), False),
     (datetime.now(UTC), "another-machine", False)], ids=["alive", "its number is another's now", "elsewhere"])
-def test_who_works_on_a_run_is_known_by_number_and_age(tmp_path, when, host, works):
-    start = record("start", **START, host=host, process=os.getppid()) | {"time": when.isoformat()}
+def test_who_works_on_a_run_is_known_by_number_and_age(tmp_path, kind, when, host, works):
+    start = record(kind, **START, host=host, process=os.getppid()) | {"time": when.isoformat()}
     (tmp_path / "record.jsonl").write_text(json.dumps(start) + "\n")
     with pytest.raises(JobError, match="works on this run") if works else nullcontext():
         require_idle(tmp_path)
